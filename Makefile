@@ -1,0 +1,39 @@
+# make demo   train a language model in float32 and in mixed precision, side by side
+# make test   the whole test suite
+# make check  style, types, import floors
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check install clean
+
+# One stamp per set of dependencies: a changed pyproject.toml or constraints.txt installs again.
+$(VENV)/.base: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit("mezzotint needs Python 3.11 or newer, this is %d.%d; pass PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@echo "installing mezzotint into $(VENV) ..." >&2
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	@echo "installing what tests and checks need ..." >&2
+	@$(PIP) -e '.[test,check]'
+	@touch $@
+
+install: $(VENV)/.base
+
+demo: $(VENV)/.base
+	@$(BIN)/mezzotint demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,54 @@
+"""The `mezzotint` command: registers one file per command, and turns errors into one sentence and exit code 2."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mezzotint.cli.doctor import doctor
+from mezzotint.cli.train import train
+from mezzotint.errors import MezzotintError
+from mezzotint.version import package_version
+
+app = typer.Typer(
+    name="mezzotint",
+    help="Mixed precision training for PyTorch that you can trust.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (doctor, train):
+    app.command()(command)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        sys.stdout.write(f"mezzotint {package_version()}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Mixed precision training for PyTorch that you can trust."""
+
+
+def main() -> None:
+    """Run the command line; the entry point of the `mezzotint` script."""
+    try:
+        app()
+    except MezzotintError as error:
+        sys.stderr.write(f"mezzotint: error: {error}\n")
+        sys.exit(2)
+    except BrokenPipeError:
+        # the reader (head, less) has gone: stop quietly, and keep the interpreter from flushing into the closed pipe
+        sys.stderr.close()
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

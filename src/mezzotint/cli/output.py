@@ -1,0 +1,41 @@
+"""Where a command writes: results to standard output, everything else to standard error.
+
+With `--json` a command prints one JSON object and nothing else on standard output. rich honours NO_COLOR.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+def result_console() -> Console:
+    """Return a console on standard output, for the result of a command."""
+    return Console(file=sys.stdout, highlight=False)
+
+
+def progress_console() -> Console:
+    """Return a console on standard error, for progress, logs and warnings."""
+    return Console(file=sys.stderr, highlight=False)
+
+
+def print_json(command: str, payload: Mapping[str, Any]) -> None:
+    """Print the one JSON object of `command`, schema `mezzotint.<command>/1`; NaN and infinity become strings."""
+    body = {"schema": f"mezzotint.{command}/1", **payload}
+    sys.stdout.write(json.dumps(_finite(body), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` with floats that JSON cannot write (NaN, infinities) spelled as strings."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""Training text: sources, tokenizers, token files and deterministic batches."""

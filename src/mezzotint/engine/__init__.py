@@ -1,0 +1,1 @@
+"""The three-part training step: forward, backward, update."""

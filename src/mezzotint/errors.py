@@ -1,0 +1,62 @@
+"""Every error that mezzotint raises on purpose.
+
+    MezzotintError
+    +-- UserError (also a ValueError)      the request cannot be granted; the command line exits with 2
+    |   +-- FormatError                    an unknown number format, or a value that is not a number
+    |   +-- PolicyError                    a policy that contradicts itself, or that this device cannot run
+    |   +-- ConfigError                    a recipe, a setting, an output folder
+    |   +-- DataError                      training text that is missing, too short, or not text
+    |   +-- CheckpointError                a checkpoint that is damaged or belongs to another run
+    |   +-- EngineError                    calls of the engine in an order that has no meaning
+    +-- TrainingError (also a RuntimeError)   a run that cannot go on
+        +-- NonFiniteError                 NaN or infinity in loss or gradients, beyond what skipping repairs
+
+A message names the value, the limit and the fix, in one sentence where that is possible.
+"""
+
+
+class MezzotintError(Exception):
+    """Base of all errors raised on purpose; its text is meant for the user, without a traceback."""
+
+
+class UserError(MezzotintError, ValueError):
+    """The request cannot be granted as it was made."""
+
+
+class FormatError(UserError):
+    """A number format or a number that is not known."""
+
+
+class PolicyError(UserError):
+    """A precision policy that contradicts itself or that the device cannot run."""
+
+
+class ConfigError(UserError):
+    """A recipe, setting or folder that cannot be used."""
+
+
+class DataError(UserError):
+    """Training text that cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is damaged, incomplete or of another run."""
+
+
+class EngineError(UserError):
+    """Calls of the engine in an order that has no meaning."""
+
+
+class TrainingError(MezzotintError, RuntimeError):
+    """A training run that cannot go on."""
+
+
+class NonFiniteError(TrainingError):
+    """NaN or infinity where the run needs finite numbers, beyond what skipping a step repairs.
+
+    `tensors` names the offending parameters or the loss, in the order of the model.
+    """
+
+    def __init__(self, message: str, *, tensors: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.tensors = tensors

@@ -1,0 +1,1 @@
+"""Number formats as data: their fields, limits and names."""

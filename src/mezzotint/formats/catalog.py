@@ -1,0 +1,104 @@
+"""The named formats. Adding one here makes it known everywhere, tests included."""
+
+from difflib import get_close_matches
+
+from mezzotint.errors import FormatError
+from mezzotint.formats.spec import FloatFormat, Specials
+
+FLOAT64 = FloatFormat(
+    name="float64",
+    bits=64,
+    exponent_bits=11,
+    mantissa_bits=52,
+    bias=1023,
+    specials=Specials.IEEE,
+    specification="IEEE 754-2019 binary64",
+    aliases=("fp64", "double"),
+)
+FLOAT32 = FloatFormat(
+    name="float32",
+    bits=32,
+    exponent_bits=8,
+    mantissa_bits=23,
+    bias=127,
+    specials=Specials.IEEE,
+    specification="IEEE 754-2019 binary32",
+    aliases=("fp32", "single", "float"),
+)
+TFLOAT32 = FloatFormat(
+    name="tfloat32",
+    bits=32,
+    exponent_bits=8,
+    mantissa_bits=10,
+    bias=127,
+    specials=Specials.IEEE,
+    specification="NVIDIA A100 whitepaper (2020), 19 significant bits stored in 32",
+    aliases=("tf32",),
+)
+BFLOAT16 = FloatFormat(
+    name="bfloat16",
+    bits=16,
+    exponent_bits=8,
+    mantissa_bits=7,
+    bias=127,
+    specials=Specials.IEEE,
+    specification="Intel 338302-001, BFLOAT16 Hardware Numerics Definition (2018)",
+    aliases=("bf16",),
+)
+FLOAT16 = FloatFormat(
+    name="float16",
+    bits=16,
+    exponent_bits=5,
+    mantissa_bits=10,
+    bias=15,
+    specials=Specials.IEEE,
+    specification="IEEE 754-2019 binary16",
+    aliases=("fp16", "half"),
+)
+FLOAT8_E4M3FN = FloatFormat(
+    name="float8_e4m3fn",
+    bits=8,
+    exponent_bits=4,
+    mantissa_bits=3,
+    bias=7,
+    specials=Specials.FN,
+    specification="OCP 8-bit Floating Point Specification 1.0, E4M3",
+    aliases=("e4m3", "e4m3fn", "fp8"),
+)
+FLOAT8_E5M2 = FloatFormat(
+    name="float8_e5m2",
+    bits=8,
+    exponent_bits=5,
+    mantissa_bits=2,
+    bias=15,
+    specials=Specials.IEEE,
+    specification="OCP 8-bit Floating Point Specification 1.0, E5M2",
+    aliases=("e5m2",),
+)
+
+FORMATS: tuple[FloatFormat, ...] = (
+    FLOAT64,
+    FLOAT32,
+    TFLOAT32,
+    BFLOAT16,
+    FLOAT16,
+    FLOAT8_E4M3FN,
+    FLOAT8_E5M2,
+)
+
+_BY_NAME = {word: fmt for fmt in FORMATS for word in (fmt.name, *fmt.aliases)}
+
+
+def find_format(name: str) -> FloatFormat:
+    """Return the format called `name`, by its full name or an alias, in any case.
+
+    >>> find_format("bf16").max
+    3.3895313892515355e+38
+
+    Raises FormatError with the nearest known names.
+    """
+    found = _BY_NAME.get(name.strip().lower())
+    if found is None:
+        near = get_close_matches(name.lower(), _BY_NAME, n=3) or [fmt.name for fmt in FORMATS]
+        raise FormatError(f"unknown number format {name!r}; did you mean {', '.join(near)}?")
+    return found

@@ -1,0 +1,1 @@
+"""What the machine has, what it does natively, and how fast, measured."""

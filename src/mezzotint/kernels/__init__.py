@@ -1,0 +1,1 @@
+"""Compiled loops over raw bits, without torch dispatch."""

@@ -1,0 +1,1 @@
+"""Reference models in plain torch; they import nothing of mezzotint."""

@@ -1,0 +1,1 @@
+"""The precision policy: one value that every part of mezzotint reads."""

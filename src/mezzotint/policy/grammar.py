@@ -1,0 +1,86 @@
+"""Text to Policy. The way back is `str(policy)`.
+
+    policy  = preset | field ("," field)* | preset "," field ("," field)*
+    field   = name "=" value
+    scaling = "none" | "static(" number ")" | "dynamic" | "dynamic(" setting ("," setting)* ")"
+"""
+
+import re
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+from mezzotint.errors import PolicyError
+from mezzotint.policy.policy import POLICY_FIELDS, Policy
+from mezzotint.policy.presets import PRESETS
+from mezzotint.policy.scaling import Scaling, ScalingKind
+
+_COMMA_OUTSIDE_PARENTHESES = re.compile(r",(?![^(]*\))")
+
+
+def parse_policy(text: str | Policy) -> Policy:
+    """Return the policy that `text` names ("bf16-mixed"), spells, or names and changes ("bf16-mixed, loss=bf16").
+
+    Fields not given are those of the float32 policy. `tests/policy` hold the law parse(str(p)) == p.
+    Raises PolicyError, naming the unknown word and the nearest known one.
+    """
+    if isinstance(text, Policy):
+        return text
+    chosen: dict[str, Any] = {}
+    for position, item in enumerate(_items(text)):
+        if position == 0 and "=" not in item:
+            chosen.update(_fields(_items(_preset(item))))
+        else:
+            chosen.update(_fields([item]))
+    return Policy(**chosen)
+
+
+def _items(text: str) -> list[str]:
+    items = [item.strip() for item in _COMMA_OUTSIDE_PARENTHESES.split(text)]
+    if not all(items):
+        raise PolicyError(f"policy {text!r} has an empty part; write name=value, name=value, or a preset name")
+    return items
+
+
+def _preset(name: str) -> str:
+    found = PRESETS.get(name.lower())
+    if found is None:
+        near = get_close_matches(name.lower(), PRESETS, n=2, cutoff=0.4) or list(PRESETS)
+        raise PolicyError(f"unknown policy {name!r}; did you mean {' or '.join(near)}?")
+    return found
+
+
+def _fields(items: list[str]) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    for item in items:
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or name not in POLICY_FIELDS:
+            raise PolicyError(f"unknown policy field {item!r}; the fields are {', '.join(POLICY_FIELDS)}")
+        chosen[name] = parse_scaling(value) if name == "scaling" else value
+    return chosen
+
+
+def parse_scaling(text: str) -> Scaling:
+    """Return the Scaling that `text` spells: `none`, `static(1024)`, `dynamic`, `dynamic(initial=1024, floor=0.5)`.
+
+    Raises PolicyError.
+    """
+    match = re.fullmatch(r"(\w+)\s*(?:\((.*)\))?", text.strip())
+    if match is None or match[1] not in set(ScalingKind):
+        raise PolicyError(f"unknown scaling {text!r}; write none, static(1024) or dynamic")
+    kind, inside = ScalingKind(match[1]), match[2] or ""
+    settings: dict[str, Any] = {}
+    known = {f.name: f.type for f in fields(Scaling) if f.name != "kind"}
+    for position, item in enumerate(filter(None, (part.strip() for part in inside.split(",")))):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if position == 0 and not equals and kind is ScalingKind.STATIC:
+            name, value = "initial", name
+        if name not in known or not value:
+            raise PolicyError(f"unknown scaling setting {item!r}; the settings are {', '.join(known)}")
+        try:
+            settings[name] = int(value) if known[name] in (int, "int") else float(value)
+        except ValueError:
+            raise PolicyError(f"scaling setting {name}={value!r} is not a number") from None
+    if kind is ScalingKind.STATIC and "initial" not in settings:
+        raise PolicyError("scaling=static needs its scale; write static(1024)")
+    return Scaling(kind=kind, **settings)

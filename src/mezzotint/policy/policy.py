@@ -1,0 +1,111 @@
+"""Policy: which number format each part of a training step uses, one field per axis.
+
+The engine applies it, the audit checks it, the plan costs it, the checkpoint stores it. Text and object are twins:
+
+>>> str(Policy(compute="bf16"))
+'params=float32, compute=bfloat16, loss=float32, reduce=float32, state=float32, scaling=none'
+>>> Policy.parse("bf16-mixed") == Policy(compute="bf16")
+True
+
+The module knows format names, not torch dtypes, so that it loads without torch.
+"""
+
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+
+from mezzotint.errors import FormatError, PolicyError
+from mezzotint.formats.catalog import find_format
+from mezzotint.policy.scaling import Scaling
+
+
+class Update(StrEnum):
+    """How an optimizer's float32 result becomes a stored weight."""
+
+    PLAIN = "plain"  # the optimizer steps the stored weights themselves
+    MASTER = "master"  # it steps float32 master copies; the stored weights are their rounding
+    STOCHASTIC = "stochastic"  # it steps temporary float32 copies, rounded up or down at random, right on average
+    KAHAN = "kahan"  # it steps weight + compensation; the rounding error is kept for the next step
+
+
+FORMAT_AXES = ("params", "compute", "loss", "reduce", "state")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The number formats of a training step.
+
+    Fields: `params` stored weights; `compute` operations that autocast lowers (matmul, convolution, attention);
+    `loss` the scalar that backward starts from; `reduce` gradients while they are accumulated and reduced across
+    devices; `state` optimizer states; `scaling` of the loss before backward; `update` how weights are written.
+
+    Format fields take a name or alias ("bf16") and keep the full name. Raises PolicyError where fields contradict
+    each other; whether a device can run it is another question (`mezzotint.policy.choose`).
+    """
+
+    params: str = "float32"
+    compute: str = "float32"
+    loss: str = "float32"
+    reduce: str = "float32"
+    state: str = "float32"
+    scaling: Scaling = field(default_factory=Scaling)
+    update: Update = Update.PLAIN
+
+    def __post_init__(self) -> None:
+        """Spell formats in full and refuse contradictions."""
+        for axis in FORMAT_AXES:
+            object.__setattr__(self, axis, _format_name(axis, getattr(self, axis)))
+        if not isinstance(self.scaling, Scaling):
+            raise PolicyError(f"scaling must be a Scaling, not {self.scaling!r}; write parse_policy('scaling=...')")
+        object.__setattr__(self, "update", _choice(self.update))
+        if self.update is Update.PLAIN:
+            if self.state != self.params:
+                raise PolicyError(
+                    f"state={self.state} with params={self.params} and update=plain is refused: torch optimizers keep "
+                    f"their states in the format of the weights; pass state={self.params} or update=master"
+                )
+        elif self.params == "float32":
+            raise PolicyError(
+                f"update={self.update} with params=float32 is refused: float32 weights need no {self.update} "
+                "update; pass params=bfloat16 or update=plain"
+            )
+        elif self.state != "float32":
+            raise PolicyError(
+                f"state={self.state} with update={self.update} is refused: the optimizer steps float32 copies, "
+                "so its states are float32; pass state=float32"
+            )
+
+    def __str__(self) -> str:
+        words = [f"{axis}={getattr(self, axis)}" for axis in FORMAT_AXES]
+        words.append(f"scaling={self.scaling}")
+        if self.update is not Update.PLAIN:
+            words.append(f"update={self.update}")
+        return ", ".join(words)
+
+    @classmethod
+    def parse(cls, text: "str | Policy") -> "Policy":
+        """Return the policy named or spelled by `text`; see `mezzotint.policy.grammar.parse_policy`."""
+        from mezzotint.policy.grammar import parse_policy
+
+        return parse_policy(text)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether operations run in another format than the float32 of loss and update."""
+        return self.compute != "float32"
+
+
+POLICY_FIELDS = tuple(f.name for f in fields(Policy))
+
+
+def _format_name(axis: str, value: str) -> str:
+    try:
+        return find_format(value).name
+    except (FormatError, AttributeError) as error:
+        raise PolicyError(f"policy field {axis}={value!r}: {error}") from None
+
+
+def _choice(value: "Update | str") -> Update:
+    try:
+        return Update(value)
+    except ValueError:
+        raise PolicyError(f"policy field update={value!r} is unknown; pass {', '.join(Update)}") from None
