@@ -38,7 +38,17 @@ _HOMES = {
     "fast_cpu": "mezzotint.lowprec.switch",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "Decision",
+    "Engine",
+    "MezzotintError",
+    "Outcome",
+    "Policy",
+    "Scaling",
+    "StepResult",
+    "choose",
+    "fast_cpu",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,102 @@
+"""Policy to torch: dtypes, the context of the forward pass, and the float32 loss that leaves it.
+
+The context is torch's own autocast, so that what runs in which dtype is PyTorch's list and not ours. On a CPU without
+units for the format, `mezzotint.lowprec` makes the same operations fast.
+"""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from mezzotint.errors import PolicyError
+from mezzotint.policy.policy import Policy
+
+COMPUTE_FORMATS = ("float32", "bfloat16", "float16")
+PARAM_FORMATS = ("float32", "bfloat16")
+
+
+class Context(Protocol):
+    """A context manager whose enter and exit may be called in turn, again and again."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Any: ...
+
+
+def check_engine_policy(policy: Policy) -> None:
+    """Refuse what this engine does not do, whatever the device; raise PolicyError."""
+    if policy.compute not in COMPUTE_FORMATS:
+        raise PolicyError(
+            f"compute={policy.compute} is not offered by the engine; pass one of {', '.join(COMPUTE_FORMATS)}"
+        )
+    if policy.params not in PARAM_FORMATS:
+        raise PolicyError(
+            f"params={policy.params} is not offered by the engine; pass one of {', '.join(PARAM_FORMATS)}"
+        )
+    if policy.params == "bfloat16" and policy.compute != "bfloat16":
+        raise PolicyError(
+            f"params=bfloat16 with compute={policy.compute} is refused: the weights are rounded to bfloat16 "
+            "already, so nothing is won; pass compute=bfloat16"
+        )
+    if policy.loss != "float32":
+        raise PolicyError(f"loss={policy.loss} is refused: the engine computes the loss in float32; pass loss=float32")
+    if policy.reduce not in ("float32", policy.params):
+        raise PolicyError(
+            f"reduce={policy.reduce} with params={policy.params} is refused: gradients are kept in float32 or in the "
+            f"format of the weights; pass reduce=float32 or reduce={policy.params}"
+        )
+
+
+def torch_dtype(format_name: str) -> torch.dtype:
+    """Return the torch dtype of a format's full name."""
+    dtype = getattr(torch, format_name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise PolicyError(f"torch {torch.__version__} has no dtype for the format {format_name}")
+    return dtype
+
+
+def compute_contexts(policy: Policy, device: torch.device) -> list[Context]:
+    """Return fresh contexts for one forward pass under `policy` on `device`, outermost first."""
+    if not policy.is_mixed:
+        # a float32 policy means float32, also below an autocast of the caller's
+        return [torch.autocast(device.type, enabled=False)] if torch.is_autocast_enabled(device.type) else []
+    return [*kernel_contexts(policy, device), torch.autocast(device.type, dtype=torch_dtype(policy.compute))]
+
+
+def kernel_contexts(policy: Policy, device: torch.device) -> list[Context]:
+    """Return the contexts that forward and backward both need: fast kernels on a CPU, nothing elsewhere."""
+    if device.type != "cpu" or not policy.is_mixed:
+        return []
+    from mezzotint.lowprec.switch import fast_cpu
+
+    return [fast_cpu()]
+
+
+def keep_losses_float32(model: nn.Module, is_active: Callable[[], bool]) -> None:
+    """Make every scalar that `model` returns leave in float32 while `is_active()`; all other outputs stay as they are.
+
+    A loss that the model computed in 16 bits has lost its digits by then; what this saves is the gradient, which
+    would start from a 16-bit number and overflow under a loss scale of 65536 in float16.
+    """
+
+    def upcast(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if not is_active():
+            return None
+        if isinstance(output, Tensor):
+            return _scalar_to_float32(output)
+        if type(output) is tuple:
+            return tuple(_scalar_to_float32(item) if isinstance(item, Tensor) else item for item in output)
+        return tree_map(lambda item: _scalar_to_float32(item) if isinstance(item, Tensor) else item, output)
+
+    model.register_forward_hook(upcast)
+
+
+def _scalar_to_float32(tensor: Tensor) -> Tensor:
+    if tensor.dim() == 0 and tensor.dtype in (torch.bfloat16, torch.float16):
+        return tensor.float()
+    return tensor

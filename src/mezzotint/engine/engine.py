@@ -1,0 +1,445 @@
+"""Engine: the three parts of a mixed precision training step, in the only order in which they are right.
+
+    with engine.forward():            # part 1: compute format where it is safe, float32 where it matters
+        logits, loss = model(inputs, targets)
+    engine.backward(loss)             # part 2: float32 loss; scaled when the format needs it
+    result = engine.update()          # part 3: unscale, check, clip, step the float32 weights, adapt the scale
+
+What the engine owns, so that no loop can get it wrong: backward runs outside autocast; the loss is float32 before it
+is scaled; it is divided by the number of micro-batches; gradients are unscaled once, before they are measured and
+clipped; a NaN or infinity skips the step; the scale adapts once per update; the scheduler follows real steps only;
+gradients are dropped after the update; low-precision weights are stepped in float32.
+
+A *lane* is a loss and the optimizers it drives. There is one, unless `backward` names optimizers, as a GAN does; then
+each set so named has its own loss scale and its own count of micro-batches.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mezzotint.engine import casting
+from mezzotint.engine.gradients import nonfinite_parameters, prepare_gradients
+from mezzotint.engine.lane import Lane
+from mezzotint.engine.result import Outcome, StepResult
+from mezzotint.engine.setup import check_optimizers, decide_policy, model_device, named
+from mezzotint.engine.state import engine_state, load_engine_state
+from mezzotint.engine.weights import (
+    LOW_DTYPES,
+    ShadowedWeights,
+    cast_parameters,
+    keep_gradients_float32,
+    parameter_names,
+)
+from mezzotint.errors import EngineError, NonFiniteError, PolicyError
+from mezzotint.policy.policy import Policy, Update
+from mezzotint.policy.scaling import ScalingKind
+
+Modules = nn.Module | Mapping[str, nn.Module] | Sequence[nn.Module]
+Optimizers = Optimizer | Mapping[str, Optimizer] | Sequence[Optimizer]
+Schedulers = LRScheduler | Mapping[str, LRScheduler] | Sequence[LRScheduler]
+
+
+class Engine:
+    """Trains any torch model under a precision policy.
+
+    `model` is a module or several, by name or in a list; `optimizer` likewise (two for a GAN). `policy` is a Policy, a
+    preset name, a policy text, or "auto": the fastest that this device runs natively, `decision` says why. A policy
+    asked for by name is granted or refused, never changed. `max_grad_norm` clips the 2-norm of the unscaled gradients.
+    `accumulate` is the number of micro-batches of one update. `scheduler` is stepped after every real step. `seed`
+    seeds stochastic rounding.
+
+    With `params=bfloat16` the model's float32 parameters become bfloat16 in place, and the optimizer's groups hold
+    float32 copies; learning rates and other group settings are used as they are.
+
+    Raises PolicyError where the device, the model's parameters or the engine cannot follow the policy, EngineError
+    where optimizers and models do not fit together.
+    """
+
+    def __init__(
+        self,
+        model: Modules,
+        optimizer: Optimizers,
+        *,
+        policy: Policy | str = "auto",
+        max_grad_norm: float | None = None,
+        accumulate: int = 1,
+        scheduler: Schedulers | None = None,
+        seed: int = 0,
+    ) -> None:
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise EngineError(f"max_grad_norm={max_grad_norm} is refused; pass a positive number, or None not to clip")
+        if accumulate < 1:
+            raise EngineError(f"accumulate={accumulate} is refused; pass the number of micro-batches, at least 1")
+        self.models = named(model, nn.Module, "model")
+        self.optimizers: dict[str, Optimizer] = named(optimizer, Optimizer, "optimizer")
+        self.schedulers: dict[str, LRScheduler] = named(scheduler, LRScheduler, "scheduler") if scheduler else {}
+        self.max_grad_norm = max_grad_norm
+        self.accumulate = accumulate
+        self.device = model_device(self.models)
+        self.decision = decide_policy(policy, self.device)
+        self.policy = self.decision.value
+        casting.check_engine_policy(self.policy)
+        check_optimizers(self.optimizers)
+        self._names = parameter_names(self.models)
+        self._shadowed = self._store_weights(seed)
+        self._forward_depth = 0
+        self._is_late_loss_told = False
+        self._lanes: dict[tuple[str, ...], Lane] = {}
+        self._kernels = casting.kernel_contexts(self.policy, self.device)
+        self._contexts = casting.compute_contexts(self.policy, self.device)
+        self._is_bare = not self._contexts
+        self._steps = self._skipped_steps = 0
+        if self.policy.is_mixed:
+            for module in self.models.values():
+                casting.keep_losses_float32(module, lambda: self._forward_depth > 0)
+
+    def _store_weights(self, seed: int) -> dict[str, ShadowedWeights]:
+        """Bring the parameters into the policy's format; return the float32 side of each optimizer."""
+        if self.policy.params == "float32":
+            for parameter, name in self._names.items():
+                if parameter.dtype in LOW_DTYPES and parameter.requires_grad:
+                    raise PolicyError(
+                        f"parameter {name} is {_short(parameter.dtype)}, but the policy says params=float32: its "
+                        "small updates would be lost; load the model in float32 (model.float()), or ask for bf16-master"
+                    )
+            return {}
+        originals = cast_parameters(self.models.values(), casting.torch_dtype(self.policy.params))
+        if self.policy.reduce == "float32":
+            keep_gradients_float32(self._names)
+        if self.policy.update is Update.PLAIN:
+            return {}
+        return {
+            name: ShadowedWeights(optimizer, self.policy.update, originals, seed + position)
+            for position, (name, optimizer) in enumerate(self.optimizers.items())
+        }
+
+    # Part 1
+
+    def forward(self) -> "_Forward":
+        """Return the context of part 1: inside it, operations run as the policy says.
+
+        Compute the loss inside too: autocast keeps the losses it knows in float32. Nests; evaluation uses it as well,
+        under torch.no_grad(). Leave it before `backward`.
+        """
+        return _Forward(self)
+
+    # Part 2
+
+    def backward(
+        self, loss: Tensor, *optimizers: str, retain_graph: bool | None = None, create_graph: bool = False
+    ) -> None:
+        """Add the gradients of `loss`, a scalar, to the parameters: in float32, scaled, divided by `accumulate`.
+
+        With several optimizers, naming some makes this the loss of those alone: only their parameters receive
+        gradients, and they have a loss scale of their own. Without names it is the loss of all.
+
+        Raises EngineError inside `forward()`, for a loss that is not a scalar or has no graph, and when a complete
+        set of micro-batches waits for `update()`.
+        """
+        if self._forward_depth:
+            raise EngineError(
+                "backward() was called inside forward(), where autocast would choose the dtypes of the gradients too; "
+                "leave the with-block first"
+            )
+        lane = self._lane(optimizers)
+        if lane.num_micro_batches >= self.accumulate:
+            raise EngineError(
+                f"{lane.num_micro_batches} backward() calls wait for update(), and accumulate={self.accumulate}; call "
+                "update() after every backward(), or pass the number of micro-batches as accumulate"
+            )
+        if loss.dim() != 0:
+            raise EngineError(f"the loss has shape {tuple(loss.shape)}; reduce it to a scalar, for example by .mean()")
+        if not loss.requires_grad:
+            raise EngineError(
+                "the loss depends on no parameter that requires a gradient; was it computed under no_grad?"
+            )
+        lane.remember_loss(loss)
+        if loss.dtype in LOW_DTYPES:
+            self._tell_late_loss(loss)
+            loss = loss.float()
+        if lane.scale.settings.kind is not ScalingKind.NONE:
+            loss = loss * lane.scale.scale
+        if self.accumulate > 1:
+            loss = loss / self.accumulate
+        inputs = None if lane.is_everything else self._stored_parameters(lane)
+        with _entered(self._kernels):
+            torch.autograd.backward(loss, retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
+        lane.num_micro_batches += 1
+
+    # Part 3
+
+    def update(self, *optimizers: str, flush: bool = False) -> StepResult:
+        """Finish the update: unscale, check, clip, step, write weights back, step the scheduler, adapt the scale.
+
+        While micro-batches are missing it does nothing but say so; `flush=True` updates with those there are (the
+        last, shorter group of an epoch), averaged over their number.
+
+        Raises EngineError without a backward() since the last update, and NonFiniteError, with the weights untouched,
+        when NaN or infinity persists: at the scale's floor, beyond its skip budget, or in the very first loss.
+        """
+        lane = self._lane(optimizers)
+        scale = lane.scale.scale
+        if lane.num_micro_batches == 0:
+            raise EngineError("update() without a backward() since the last one; call backward(loss) first")
+        if lane.num_micro_batches < self.accumulate and not flush:
+            return self._result(
+                Outcome.ACCUMULATING, scale, reason=f"micro-batch {lane.num_micro_batches} of {self.accumulate}"
+            )
+        parts = [self._shadowed[name] for name in lane.optimizers if name in self._shadowed]
+        for part in parts:
+            part.adopt()
+            part.open()
+        parameters = self._stepped_parameters(lane)
+        if not parameters:
+            raise EngineError(
+                "backward() reached no parameter of the optimizer; does it hold the parameters of this model?"
+            )
+        report = prepare_gradients(
+            parameters,
+            multiplier=1.0 / scale * (self.accumulate / lane.num_micro_batches),
+            is_scaled=lane.scale.settings.kind is not ScalingKind.NONE,
+            max_norm=self.max_grad_norm,
+        )
+        if report.are_finite:
+            for name in lane.optimizers:
+                self.optimizers[name].step()
+        nonfinite = () if report.are_finite else self._blame(parameters)
+        for part in parts:
+            part.close(stepped=report.are_finite)
+        self._drop_gradients(lane)
+        lane.num_micro_batches = 0
+        if not report.are_finite:
+            return self._skip(lane, report.norm, nonfinite)
+        self._steps += 1
+        lane.num_steps += 1
+        lane.scale = lane.scale.after(gradients_finite=True)
+        self._step_schedulers(lane)
+        return self._result(Outcome.STEPPED, scale, norm=report.norm)
+
+    def _skip(self, lane: Lane, norm: float, nonfinite: tuple[str, ...]) -> StepResult:
+        """Adapt the scale to an overflow, or end the run when no scale can help."""
+        scale = lane.scale
+        loss = lane.last_loss()
+        is_loss_finite = math.isfinite(loss)
+        if not is_loss_finite and lane.num_steps == 0 and lane.scale.skips_in_a_row == 0:
+            raise NonFiniteError(
+                f"the first loss is {loss}, before any weight has changed and before any scaling; check the inputs for "
+                "NaN, and the model for a division by zero or a logarithm of zero",
+                tensors=("loss", *nonfinite),
+            )
+        where = (
+            f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient of {_some(nonfinite)} is not finite"
+        )
+        exhausted = scale.exhausted_by(gradients_finite=False)
+        lane.scale = scale.after(gradients_finite=False)
+        self._skipped_steps += 1
+        if exhausted is not None:
+            raise NonFiniteError(
+                f"{where} at step {self._steps + 1} and {exhausted}; the weights are as they were after step "
+                f"{self._steps}: lower the learning rate, clip gradients, or run this part of the model in float32",
+                tensors=nonfinite if is_loss_finite else ("loss", *nonfinite),
+            )
+        return self._result(Outcome.SKIPPED, scale.scale, norm=norm, nonfinite=nonfinite, reason=where)
+
+    def _result(
+        self,
+        outcome: Outcome,
+        loss_scale: float,
+        *,
+        norm: float | None = None,
+        nonfinite: tuple[str, ...] = (),
+        reason: str = "",
+    ) -> StepResult:
+        return StepResult(
+            outcome=outcome,
+            loss_scale=loss_scale,
+            grad_norm=norm,
+            step=self._steps,
+            skipped_steps=self._skipped_steps,
+            nonfinite=nonfinite,
+            reason=reason,
+        )
+
+    def _step_schedulers(self, lane: Lane) -> None:
+        for name, scheduler in self.schedulers.items():
+            if lane.is_everything or name in lane.optimizers:
+                scheduler.step()
+
+    # State
+
+    @property
+    def loss_scale(self) -> float:
+        """The scale that the next backward() of the lane of all optimizers will use."""
+        return self._lane(()).scale.scale
+
+    @property
+    def steps(self) -> int:
+        """How many real steps were taken, all lanes together."""
+        return self._steps
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many updates were skipped for a NaN or infinity, all lanes together."""
+        return self._skipped_steps
+
+    def reread_weights(self) -> None:
+        """Take over weights that were written through `.data`; other writes to weights are noticed by themselves."""
+        for part in self._shadowed.values():
+            part.reread()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the continued run needs: models, optimizers, schedulers, scales, float32 weights.
+
+        Call it between updates: gradients of an incomplete accumulation are not part of it (EngineError).
+        """
+        return engine_state(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned, or the state of a torch.amp.GradScaler (its scale and tracker only).
+
+        Raises CheckpointError where the state belongs to another policy or model.
+        """
+        load_engine_state(self, state)
+
+    # Lanes
+
+    def _lane(self, optimizers: tuple[str, ...]) -> Lane:
+        lane = self._lanes.get(optimizers)
+        if lane is not None:
+            return lane
+        unknown = [name for name in optimizers if name not in self.optimizers]
+        if unknown:
+            raise EngineError(
+                f"unknown optimizer {unknown[0]!r}; this engine has {', '.join(map(repr, self.optimizers))}"
+            )
+        chosen = tuple(name for name in self.optimizers if not optimizers or name in optimizers)
+        lane = next((known for known in self._lanes.values() if known.optimizers == chosen), None) or Lane.start(
+            chosen, self.policy.scaling, is_everything=len(chosen) == len(self.optimizers)
+        )
+        self._lanes[optimizers] = lane
+        return lane
+
+    def lanes(self) -> dict[tuple[str, ...], Lane]:
+        """Return the lanes used so far, by the names of their optimizers."""
+        return {lane.optimizers: lane for lane in self._lanes.values()}
+
+    def lane_of(self, optimizers: tuple[str, ...]) -> Lane:
+        """Return the lane of these optimizers, made on first use."""
+        return self._lane(optimizers)
+
+    def shadowed_weights(self) -> dict[str, ShadowedWeights]:
+        """Return the float32 side of low-precision weights by optimizer; empty where the policy keeps none."""
+        return self._shadowed
+
+    def set_counts(self, *, steps: int, skipped_steps: int) -> None:
+        """Go on counting from a saved state."""
+        self._steps, self._skipped_steps = steps, skipped_steps
+
+    def _stepped_parameters(self, lane: Lane) -> list[nn.Parameter]:
+        """Return what the lane's optimizers step and what has a gradient."""
+        return [
+            parameter
+            for name in lane.optimizers
+            for group in self.optimizers[name].param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+
+    def _stored_parameters(self, lane: Lane) -> list[nn.Parameter]:
+        """Return the model's parameters that the lane's optimizers train."""
+        stepped = {
+            id(parameter)
+            for name in lane.optimizers
+            for group in self.optimizers[name].param_groups
+            for parameter in group["params"]
+        }
+        parts = [self._shadowed[name] for name in lane.optimizers if name in self._shadowed]
+        return [
+            parameter
+            for parameter in self._names
+            if parameter.requires_grad
+            and (id(parameter) in stepped or any(id(part.shadow_of(parameter)) in stepped for part in parts))
+        ]
+
+    def _drop_gradients(self, lane: Lane) -> None:
+        for name in lane.optimizers:
+            for group in self.optimizers[name].param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        if self._shadowed or lane.is_everything:
+            # the stored weights behind shadows, and parameters that no optimizer trains
+            for parameter in self._names if lane.is_everything else self._stored_parameters(lane):
+                parameter.grad = None
+
+    def _blame(self, parameters: list[nn.Parameter]) -> tuple[str, ...]:
+        """Return the names of the parameters whose gradient is not finite, in the model's order."""
+        bad = {id(parameter) for parameter in nonfinite_parameters(parameters)}
+        names = []
+        for parameter, name in self._names.items():
+            shadows = (part.shadow_of(parameter) for part in self._shadowed.values())
+            if id(parameter) in bad or any(id(shadow) in bad for shadow in shadows):
+                names.append(name)
+        return tuple(names) or tuple(f"a parameter of shape {tuple(p.shape)}" for p in parameters if id(p) in bad)
+
+    def _tell_late_loss(self, loss: Tensor) -> None:
+        if not self._is_late_loss_told:
+            self._is_late_loss_told = True
+            warnings.warn(
+                f"the loss reached backward() in {_short(loss.dtype)}: its value was rounded to 16 bits before float32 "
+                "could help; compute it from logits.float()",
+                stacklevel=3,
+            )
+
+
+class _Forward:
+    """The context that `Engine.forward` returns."""
+
+    __slots__ = ("_contexts", "_engine")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._contexts: list[casting.Context] = []
+
+    def __enter__(self) -> None:
+        engine = self._engine
+        # the engine's own contexts are reused by the outermost forward(); a nested one, and a float32 policy that may
+        # stand below an autocast of the caller's, makes new ones
+        is_reusable = engine._forward_depth == 0 and not engine._is_bare
+        wanted = engine._contexts if is_reusable else casting.compute_contexts(engine.policy, engine.device)
+        for context in wanted:
+            context.__enter__()
+            self._contexts.append(context)
+        engine._forward_depth += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._engine._forward_depth -= 1
+        while self._contexts:
+            self._contexts.pop().__exit__(kind, error, trace)
+
+
+def _entered(contexts: list[casting.Context]) -> ExitStack:
+    stack = ExitStack()
+    for context in contexts:
+        stack.enter_context(context)
+    return stack
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return (
+        names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more parameters" if names else "a parameter"
+    )
