@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mezzotint.cli.demo import demo
 from mezzotint.cli.doctor import doctor
 from mezzotint.cli.train import train
 from mezzotint.errors import MezzotintError
@@ -18,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (doctor, train):
+for command in (doctor, train, demo):
     app.command()(command)
 
 

@@ -225,6 +225,12 @@ class Engine:
         self._step_schedulers(lane)
         return self._result(Outcome.STEPPED, scale, norm=report.norm)
 
+    def discard(self, *optimizers: str) -> None:
+        """Forget the micro-batches since the last update and their gradients, as if backward() had not been called."""
+        lane = self._lane(optimizers)
+        self._drop_gradients(lane)
+        lane.num_micro_batches = 0
+
     def _skip(self, lane: Lane, norm: float, nonfinite: tuple[str, ...]) -> StepResult:
         """Adapt the scale to an overflow, or end the run when no scale can help."""
         scale = lane.scale

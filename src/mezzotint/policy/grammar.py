@@ -1,8 +1,8 @@
 """Text to Policy. The way back is `str(policy)`.
 
-    policy  = preset | field ("," field)* | preset "," field ("," field)*
-    field   = name "=" value
-    scaling = "none" | "static(" number ")" | "dynamic" | "dynamic(" setting ("," setting)* ")"
+policy  = preset | field ("," field)* | preset "," field ("," field)*
+field   = name "=" value
+scaling = "none" | "static(" number ")" | "dynamic" | "dynamic(" setting ("," setting)* ")"
 """
 
 import re

@@ -1,0 +1,213 @@
+"""`mezzotint train`: a recipe or a TOML file becomes a run directory with metrics and checkpoints."""
+
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console
+from mezzotint.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mezzotint.training.config import RunConfig
+    from mezzotint.training.loop import RunSummary
+    from mezzotint.training.rundir import RunDirectory
+
+SIGNAL_EXIT = 128  # a shell reports a command that signal n ended as 128 + n
+
+
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe name (see --list) or the path of a TOML file.", show_default=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, e.g. train.steps=100. Repeatable."),
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="float32, bf16-mixed, fp16-mixed, ..., or auto.", show_default=False)
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="A file or folder of text. Repeatable.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory to make.", show_default=False)] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run directory, bit for bit.", show_default=False)
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard curves too.")] = False,
+    is_list: Annotated[bool, typer.Option("--list", help="List the recipes and stop.")] = False,
+    is_json: JsonOption = False,
+) -> None:
+    """Train a language model in the precision that fits the hardware, or in the one you name."""
+    if is_list:
+        _list_recipes(is_json)
+        return
+    config, run, is_resumed = _prepare(recipe, settings or [], policy, data or [], out, resume)
+    with run:
+        summary, chosen = _run(config, run, is_resumed=is_resumed, has_tensorboard=tensorboard)
+    _report(config, run, summary, chosen, is_json=is_json)
+    if summary.stopped_by is not None:
+        raise typer.Exit(SIGNAL_EXIT + summary.stopped_by)
+
+
+def _prepare(
+    recipe: str | None, settings: list[str], policy: str | None, data: list[str], out: Path | None, resume: Path | None
+) -> "tuple[RunConfig, RunDirectory, bool]":
+    """Return the configuration and the run directory, made or opened."""
+    from mezzotint.training.config import from_toml, to_toml, with_settings
+    from mezzotint.training.rundir import RunDirectory
+
+    if resume is not None:
+        given = [
+            name
+            for name, value in (
+                ("RECIPE", recipe),
+                ("--set", settings),
+                ("--policy", policy),
+                ("--data", data),
+                ("--out", out),
+            )
+            if value
+        ]
+        if given:
+            raise ConfigError(
+                f"--resume goes on with the run's own configuration, so {' and '.join(given)} cannot be given with it; "
+                "start a new run to change it"
+            )
+        run = RunDirectory.open(resume)
+        return from_toml(run.config_path.read_text(encoding="utf-8"), str(run.config_path)), run, True
+    if recipe is None:
+        raise ConfigError("name a recipe or a TOML file, for example: mezzotint train tiny-1m (see --list)")
+    config = _load(recipe)
+    changes = [*settings]
+    if policy is not None:
+        changes.append(f"policy={json.dumps(policy)}")
+    if data:
+        changes.append(f"data.source={json.dumps(data)}")
+    config = with_settings(config, changes)
+    _check_early(config)
+    return config, RunDirectory.create(out or _free_folder(config), to_toml(config)), False
+
+
+def _load(recipe: str) -> "RunConfig":
+    from mezzotint.recipes.catalog import find_recipe
+    from mezzotint.training.config import from_toml
+
+    path = Path(recipe)
+    if path.suffix != ".toml":
+        return find_recipe(recipe)
+    try:
+        return from_toml(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a UTF-8 text file; pass a TOML recipe") from None
+
+
+def _check_early(config: "RunConfig") -> None:
+    """Read the data before the run directory is made, so that bad data leave nothing behind."""
+    from mezzotint.data.tokens import open_corpus
+
+    open_corpus(config.data, block_size=config.model.block_size)
+
+
+def _free_folder(config: "RunConfig") -> Path:
+    """Return runs/<recipe>-<policy>, with a number where that exists."""
+    name = f"{config.recipe}-{config.policy}".replace(" ", "").replace("/", "-")
+    candidate = Path("runs") / name
+    number = 2
+    while candidate.exists():
+        candidate = Path("runs") / f"{name}-{number}"
+        number += 1
+    return candidate
+
+
+def _run(
+    config: "RunConfig", run: "RunDirectory", *, is_resumed: bool, has_tensorboard: bool
+) -> "tuple[RunSummary, dict[str, Any]]":
+    from mezzotint.data.tokens import open_corpus
+    from mezzotint.training.loop import run_training
+    from mezzotint.training.progress import TerminalReporter
+    from mezzotint.training.tracker import NoTracker, TensorBoardTracker
+    from mezzotint.training.trainer import Trainer
+
+    console = progress_console()
+    trainer = Trainer(config, open_corpus(config.data, block_size=config.model.block_size))
+    chosen = {"policy": str(trainer.engine.policy), "reasons": list(trainer.engine.decision.reasons)}
+    tracker = TensorBoardTracker(run.path / "tensorboard", 0) if has_tensorboard else NoTracker()
+    with TerminalReporter(console, config.train.steps) as reporter:
+        reporter.note(f"policy  {chosen['policy']}")
+        for reason in chosen["reasons"]:
+            reporter.note(f"        because {reason}")
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        reporter.note(f"model   {parameters:,} parameters on {trainer.device}")
+        reporter.note(
+            f"data    {trainer.corpus.num_train:,} tokens to train on, {trainer.corpus.num_validation:,} held out"
+        )
+        reporter.note(f"run     {run.path}")
+        try:
+            summary = run_training(trainer, run, reporter, resume=is_resumed, tracker=tracker)
+        finally:
+            tracker.close()
+    return summary, chosen
+
+
+def _report(
+    config: "RunConfig", run: "RunDirectory", summary: "RunSummary", chosen: dict[str, Any], *, is_json: bool
+) -> None:
+    if is_json:
+        print_json(
+            "train",
+            {
+                "recipe": config.recipe,
+                **chosen,
+                "run": str(run.path),
+                "steps": summary.updates,
+                "skipped_steps": summary.skipped,
+                "loss": summary.loss,
+                "validation_loss": summary.validation_loss,
+                "sample": summary.sample,
+                "stopped_by": signal.Signals(summary.stopped_by).name if summary.stopped_by else None,
+            },
+        )
+        return
+    if summary.stopped_by is not None:
+        progress_console().print(
+            f"stopped by {signal.Signals(summary.stopped_by).name} after step {summary.updates}, which is saved; "
+            f"go on with:\n  mezzotint train --resume {run.path}",
+            markup=False,
+            soft_wrap=True,
+        )
+        return
+    console = result_console()
+    if summary.sample is not None:
+        console.print("sample", style="bold")
+        console.print(summary.sample, markup=False, soft_wrap=True)
+        console.print()
+    validation = "" if summary.validation_loss is None else f", validation loss {summary.validation_loss:.4f}"
+    skipped = f", {summary.skipped} skipped" if summary.skipped else ""
+    console.print(
+        f"{summary.updates} steps{skipped}, last loss {summary.loss:.4f}{validation}; everything is in {run.path}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _list_recipes(is_json: bool) -> None:
+    from rich.table import Table
+
+    from mezzotint.recipes.catalog import RECIPES
+
+    rows = [(name, make()) for name, make in RECIPES.items()]
+    notes = {name: (RECIPES[name].__doc__ or "").strip().splitlines()[0] for name, _ in rows}
+    if is_json:
+        print_json("train", {"recipes": [{"name": name, "summary": notes[name]} for name, _ in rows]})
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("recipe", "policy", "steps", "what it is"):
+        table.add_column(column)
+    for name, config in rows:
+        table.add_row(name, config.policy, str(config.train.steps), notes[name])
+    result_console().print(table)

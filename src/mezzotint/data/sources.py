@@ -1,0 +1,112 @@
+"""Text from somewhere: the standard library's source, files, folders, a Hugging Face dataset. Always in the same order."""
+
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mezzotint.data.config import STDLIB
+from mezzotint.errors import DataError
+
+SKIPPED_FOLDERS = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """One document, UTF-8, and where it came from."""
+
+    origin: str
+    content: bytes
+
+
+def read_sources(sources: Sequence[str], max_bytes: int) -> list[Text]:
+    """Return the documents of `sources` in order, cut off after `max_bytes`.
+
+    Raises DataError, naming the file, for a path that is missing, unreadable or no text, and for sources without text.
+    """
+    texts: list[Text] = []
+    room = max_bytes
+    for source in sources:
+        for text in _documents(source):
+            content = text.content[:room]
+            # a cut inside a character leaves up to three bytes that no longer decode
+            content = content.decode("utf-8", errors="ignore").encode() if len(content) < len(text.content) else content
+            texts.append(Text(origin=text.origin, content=content))
+            room -= len(content)
+            if room <= 0 or len(content) < len(text.content):
+                return texts
+    if not any(text.content.strip() for text in texts):
+        raise DataError(f"the data are empty: {', '.join(sources)} holds no text; pass a file with text in it")
+    return texts
+
+
+def _documents(source: str) -> Iterator[Text]:
+    if source == STDLIB:
+        yield from _folder(Path(sysconfig.get_paths()["stdlib"]), pattern="*.py")
+    elif source.startswith("hf:"):
+        yield from _hugging_face(source.removeprefix("hf:"))
+    else:
+        path = Path(source)
+        if path.is_dir():
+            yield from _folder(path, pattern="*")
+        else:
+            yield _file(path)
+
+
+def _file(path: Path) -> Text:
+    content = _read(path)
+    problem = _why_not_text(content)
+    if problem:
+        raise DataError(f"{path} is a binary file ({problem}), not UTF-8 text; pass text, or a folder to pick from")
+    return Text(origin=str(path), content=content)
+
+
+def _folder(root: Path, pattern: str) -> Iterator[Text]:
+    """Yield the text files below `root`, sorted by path; binary files and hidden folders are passed over."""
+    count = 0
+    for path in sorted(root.rglob(pattern)):
+        inner = path.relative_to(root).parts
+        if any(part in SKIPPED_FOLDERS or part.startswith(".") for part in inner) or not path.is_file():
+            continue
+        content = _read(path)
+        if content and not _why_not_text(content):
+            count += 1
+            yield Text(origin=str(path), content=content)
+    if count == 0:
+        raise DataError(f"the folder {root} holds no text file; pass one with UTF-8 text in it")
+
+
+def _hugging_face(name: str) -> Iterator[Text]:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"hf:{name} needs a package: pip install 'mezzotint[data]'") from None
+    try:
+        rows = datasets.load_dataset(name, split="train")
+    except Exception as error:  # the library raises dozens of kinds, and each means that there are no data
+        raise DataError(f"the dataset hf:{name} cannot be loaded: {str(error).splitlines()[0]}") from None
+    if "text" not in rows.column_names:
+        raise DataError(f"the dataset hf:{name} has no column 'text', only {', '.join(rows.column_names)}")
+    for index, row in enumerate(rows):
+        yield Text(origin=f"hf:{name}[{index}]", content=(row["text"] + "\n").encode())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; pass a file or folder of text") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _why_not_text(content: bytes) -> str | None:
+    """Return what shows that `content` is not text, with its byte offset, or None."""
+    zero = content.find(b"\0")
+    if zero >= 0:
+        return f"a zero byte at offset {zero}"
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"byte 0x{content[error.start]:02x} at offset {error.start} does not decode"
+    return None

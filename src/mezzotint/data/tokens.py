@@ -1,0 +1,132 @@
+"""Token files: made once from the sources, cached, memory-mapped, split into a part to train on and a part held out.
+
+The cache lies in $MEZZOTINT_CACHE, else in the user's cache folder, else (a home that cannot be written) in a temporary
+folder. A file is named by the digest of the sources' content and the tokenizer's settings, so a changed source makes
+another file, and two runs with the same digest see the same tokens.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mezzotint.data.config import DataConfig
+from mezzotint.data.sources import Text, read_sources
+from mezzotint.data.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, check_tokenizer, encode_all
+from mezzotint.errors import DataError
+
+Ids = np.ndarray[Any, np.dtype[Any]]
+LAYOUT = "tokens/1"  # changes when the files below change their meaning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """Token ids to train on and held out, one-dimensional and memory-mapped; `digest` identifies them."""
+
+    train_ids: Ids
+    validation_ids: Ids
+    tokenizer: Tokenizer
+    digest: str
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def num_train(self) -> int:
+        """How many tokens there are to train on."""
+        return len(self.train_ids)
+
+    @property
+    def num_validation(self) -> int:
+        """How many tokens are held out."""
+        return len(self.validation_ids)
+
+
+def open_corpus(config: DataConfig, *, block_size: int) -> Corpus:
+    """Return the tokens that `config` describes, from the cache or made now.
+
+    The last `validation_share` of them is held out, at least one block. Raises DataError where there is no text, or
+    less than one block for each part.
+    """
+    check_tokenizer(config)
+    texts = read_sources(config.source, config.max_bytes)
+    digest = _digest(texts, config)
+    ids, tokenizer = _cached(digest, texts, config)
+    needed = block_size + 1  # a block's targets are its inputs, one token on
+    num_validation = max(round(len(ids) * config.validation_share), needed)
+    if len(ids) < num_validation + needed:
+        raise DataError(
+            f"the data hold {len(ids)} tokens, less than two blocks of {needed} (one to train on, one held out); pass "
+            "more text or a smaller model.block_size"
+        )
+    split = len(ids) - num_validation
+    return Corpus(train_ids=ids[:split], validation_ids=ids[split:], tokenizer=tokenizer, digest=digest)
+
+
+def _digest(texts: list[Text], config: DataConfig) -> str:
+    """Return the digest of content and settings; where the text lies does not count."""
+    settings = {"layout": LAYOUT, "tokenizer": config.tokenizer, "validation_share": config.validation_share}
+    if config.tokenizer == "bpe":
+        settings["vocab_size"] = config.vocab_size
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for text in texts:
+        digest.update(len(text.content).to_bytes(8, "little"))
+        digest.update(text.content)
+    return digest.hexdigest()
+
+
+def _cached(digest: str, texts: list[Text], config: DataConfig) -> tuple[Ids, Tokenizer]:
+    for folder in _cache_folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            ids_path, tokenizer_path = folder / f"{digest[:32]}.npy", folder / f"{digest[:32]}.json"
+            if not ids_path.exists():
+                _make(ids_path, tokenizer_path, texts, config)
+            tokenizer = BpeTokenizer.load(tokenizer_path) if config.tokenizer == "bpe" else ByteTokenizer()
+            return np.load(ids_path, mmap_mode="r"), tokenizer
+        except OSError:
+            continue  # a folder that cannot be written, or is full: the next may do
+    raise DataError(
+        "the token file can be written neither into the cache nor into a temporary folder; set MEZZOTINT_CACHE to a "
+        "folder with space for it"
+    )
+
+
+def _make(ids_path: Path, tokenizer_path: Path, texts: list[Text], config: DataConfig) -> None:
+    """Write tokenizer and tokens under temporary names and rename them, the tokens last: they mark completeness."""
+    tokenizer: Tokenizer = ByteTokenizer()
+    unique = f"{os.getpid()}.{os.urandom(4).hex()}.partial"
+    if config.tokenizer == "bpe":
+        tokenizer = trained = BpeTokenizer.train(texts, config.vocab_size)
+        partial = tokenizer_path.with_suffix(f".{unique}")
+        trained.save(partial)
+        partial.replace(tokenizer_path)
+    partial = ids_path.with_suffix(f".{unique}")
+    try:
+        with partial.open("wb") as file:
+            np.save(file, encode_all(texts, tokenizer))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(ids_path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _cache_folders() -> list[Path]:
+    chosen = os.environ.get("MEZZOTINT_CACHE")
+    if chosen:
+        return [Path(chosen)]
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    home = [Path(base)] if base else [Path.home() / ".cache"]
+    return [home[0] / "mezzotint" / "tokens", Path(tempfile.gettempdir()) / f"mezzotint-{_user()}" / "tokens"]
+
+
+def _user() -> str:
+    return str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")

@@ -1,0 +1,185 @@
+"""A training run from its first update, or from a checkpoint, to its last: metrics, evaluation, saving, stopping.
+
+A signal (Ctrl-C, SIGTERM) lets the update finish, saves, and says how to go on. A run killed at any moment goes on
+from its newest checkpoint that is whole, with the losses of a run that was never stopped.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+
+from mezzotint.errors import NonFiniteError
+from mezzotint.policy.scaling import ScalingKind
+from mezzotint.training.checkpoint import load_newest, save_checkpoint
+from mezzotint.training.metrics import MetricsWriter
+from mezzotint.training.progress import Reporter, Status, Stopwatch, resident_bytes
+from mezzotint.training.rundir import RunDirectory
+from mezzotint.training.tracker import Tracker
+from mezzotint.training.trainer import Trainer, UpdateRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """How a run ended. `stopped_by` is the signal that stopped it, None where it came to its end."""
+
+    updates: int
+    skipped: int
+    loss: float
+    validation_loss: float | None
+    sample: str | None
+    stopped_by: int | None
+
+
+def run_training(
+    trainer: Trainer, run: RunDirectory, reporter: Reporter, *, resume: bool, tracker: Tracker
+) -> RunSummary:
+    """Train to the end, or until a signal; write metrics and checkpoints into `run`.
+
+    Raises CheckpointError when resuming finds no checkpoint that is whole and fits, NonFiniteError when NaN persists
+    (the last checkpoint is then as good as ever), TrainingError when the disk is full.
+    """
+    writer = MetricsWriter(run.metrics_path)
+    if resume:
+        _go_back(trainer, run, reporter)
+        writer.truncate_after(trainer.num_updates)
+    stopwatch = Stopwatch()
+    every = trainer.config.train
+    record: UpdateRecord | None = None
+    validation: float | None = None
+    saved_at = trainer.num_updates if resume else -1
+    with _signals() as stop_signal:
+        while not trainer.is_finished and stop_signal() is None:
+            record = _timed_update(trainer, stopwatch)
+            line = metrics_line(record, stopwatch.last_seconds)
+            if record.update % every.evaluate_every == 0 or trainer.is_finished:
+                validation = line["validation_loss"] = trainer.validation_loss()
+            writer.write(line)
+            tracker.write(line)
+            reporter.status(_status(trainer, record, stopwatch))
+            if validation is not None and "validation_loss" in line:
+                reporter.note(f"step {record.update}: validation loss {validation:.4f}")
+            if record.update % every.save_every == 0 or trainer.is_finished:
+                save_checkpoint(run.checkpoints_path, record.update, checkpoint_state(trainer), keep=every.keep_checkpoints)
+                saved_at = record.update
+        stopped_by = stop_signal()
+        if stopped_by is not None and saved_at != trainer.num_updates:
+            save_checkpoint(
+                run.checkpoints_path, trainer.num_updates, checkpoint_state(trainer), keep=every.keep_checkpoints
+            )
+    writer.close()
+    is_over = trainer.is_finished and stopped_by is None
+    return RunSummary(
+        updates=trainer.num_updates,
+        skipped=trainer.engine.skipped_steps,
+        loss=record.loss if record is not None else float("nan"),
+        validation_loss=validation,
+        sample=trainer.sample() if is_over and every.sample_tokens else None,
+        stopped_by=stopped_by,
+    )
+
+
+def metrics_line(record: UpdateRecord, seconds: float) -> dict[str, Any]:
+    """Return the line of metrics.jsonl for an update: everything but `seconds` is the same in every repetition."""
+    result = record.result
+    return {
+        "step": record.update,
+        "loss": record.loss,
+        "grad_norm": result.grad_norm,
+        "learning_rate": record.learning_rate,
+        "outcome": str(result.outcome),
+        "loss_scale": result.loss_scale,
+        "nonfinite": list(result.nonfinite),
+        "tokens": record.num_tokens,
+        "seconds": seconds,
+    }
+
+
+def checkpoint_state(trainer: Trainer) -> dict[str, Any]:
+    """Return what a checkpoint stores: the trainer's state, and the environment its bits depend on."""
+    return {"trainer": trainer.state_dict(), "environment": environment()}
+
+
+def environment() -> dict[str, Any]:
+    """Return what the bits of a run depend on besides its configuration."""
+    from mezzotint.lowprec.switch import status
+
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "kernels": [f"{choice.family} {choice.format}: {choice.path}" for choice in status()],
+    }
+
+
+def _go_back(trainer: Trainer, run: RunDirectory, reporter: Reporter) -> None:
+    checkpoint, refusals = load_newest(run.checkpoints_path)
+    for refusal in refusals:
+        reporter.note(f"warning: {refusal}")
+    trainer.load_state_dict(checkpoint.state["trainer"])
+    for difference in _differences(checkpoint.state["environment"], environment()):
+        reporter.note(f"warning: {difference}, so the continued run may differ in the last bits")
+    reporter.note(f"resuming after step {trainer.num_updates} from {checkpoint.path}")
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [f"{key} was {then[key]} and is {now[key]}" for key in now if key in then and then[key] != now[key]]
+
+
+def _timed_update(trainer: Trainer, stopwatch: Stopwatch) -> UpdateRecord:
+    start = time.perf_counter()
+    try:
+        record = trainer.update()
+    except NonFiniteError as error:
+        error.add_note(f"step {trainer.num_updates + 1}")
+        raise
+    stopwatch.add(time.perf_counter() - start)
+    return record
+
+
+def _status(trainer: Trainer, record: UpdateRecord, stopwatch: Stopwatch) -> Status:
+    total = trainer.config.train.steps
+    is_scaled = trainer.engine.policy.scaling.kind is not ScalingKind.NONE
+    on_cuda = trainer.device.type == "cuda"
+    return Status(
+        update=record.update,
+        num_updates=total,
+        loss=record.loss,
+        tokens_per_second=record.num_tokens / stopwatch.mean_seconds,
+        loss_scale=record.result.loss_scale if is_scaled else None,
+        skipped=trainer.engine.skipped_steps,
+        memory_bytes=torch.cuda.max_memory_allocated() if on_cuda else resident_bytes(),
+        eta_seconds=(total - record.update) * stopwatch.mean_seconds,
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], int | None]]:
+    """Catch SIGINT and SIGTERM; yields a function that returns the first that came, None before.
+
+    A second one acts as usual, for whoever cannot wait. Outside the main thread nothing is caught, since Python
+    delivers signals there only.
+    """
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        caught.append(number)
+        signal.signal(number, previous[number])
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, note)
+    try:
+        yield lambda: caught[0] if caught else None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,51 @@
+"""Trackers: the metrics of a run, shown elsewhere while it trains."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from mezzotint.errors import ConfigError
+
+CURVES = ("loss", "validation_loss", "learning_rate", "grad_norm", "loss_scale")
+
+
+class Tracker(Protocol):
+    """Receives every line of the metrics."""
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Take the metrics of one update."""
+
+    def close(self) -> None:
+        """Finish writing."""
+
+
+class NoTracker:
+    """Shows nothing."""
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Take the metrics of one update."""
+
+    def close(self) -> None:
+        """Finish writing."""
+
+
+class TensorBoardTracker:
+    """Writes curves for TensorBoard, through the extra `mezzotint[tensorboard]`. Raises ConfigError without it."""
+
+    def __init__(self, folder: Path, first_update: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ConfigError("--tensorboard needs a package: pip install 'mezzotint[tensorboard]'") from None
+        # whatever an interrupted run wrote after its last checkpoint is hidden
+        self._writer = SummaryWriter(str(folder), purge_step=first_update + 1)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Take the metrics of one update."""
+        for name in CURVES:
+            if line.get(name) is not None:
+                self._writer.add_scalar(name, line[name], line["step"])
+
+    def close(self) -> None:
+        """Finish writing."""
+        self._writer.close()
