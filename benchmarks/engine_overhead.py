@@ -51,7 +51,7 @@ def gpt_10m() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
     torch.manual_seed(0)
     config = find_recipe("small-10m")
     ids = torch.randint(0, 256, (config.train.batch_size, config.model.block_size + 1))
-    return GPT(config.model.to_gpt(256)), (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+    return GPT(config.model), (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:

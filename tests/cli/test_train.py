@@ -179,7 +179,9 @@ def test_errors_are_written_to_stderr_with_exit_code_2() -> None:
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number: int, code: int, tmp_path: Path) -> None:
     whole = run("tiny-1m", "--policy", "float32", "--out", "whole", *settings("train.steps=400"))
     assert whole.exit_code == 0
-    child = process("tiny-1m", "--policy", "float32", "--out", "r", *settings("train.steps=400", "train.save_every=1000"))
+    child = process(
+        "tiny-1m", "--policy", "float32", "--out", "r", *settings("train.steps=400", "train.save_every=1000")
+    )
     metrics = tmp_path / "r" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 3):

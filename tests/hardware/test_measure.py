@@ -154,7 +154,8 @@ from mezzotint.hardware.probe import probe
 from mezzotint.hardware.support import format_support
 from mezzotint.policy.choose import choose
 facts, taken = probe("cpu"), measure_matmul("cpu", ("bfloat16",))
-print(json.dumps([format_support(facts, "bfloat16", taken).support, taken.is_disturbed, str(choose(facts, taken).value)]))
+support = format_support(facts, "bfloat16", taken).support
+print(json.dumps([support, taken.is_disturbed, str(choose(facts, taken).value)]))
 """
 
 

@@ -116,9 +116,7 @@ def test_a_warning_of_the_driver_is_kept_as_a_problem(monkeypatch):
 
 
 def test_intel_gpus_bring_their_capabilities(monkeypatch):
-    found = SimpleNamespace(
-        name="Arc", total_memory=16 << 30, has_fp16=True, has_fp64=False, driver_version="1.3"
-    )
+    found = SimpleNamespace(name="Arc", total_memory=16 << 30, has_fp16=True, has_fp64=False, driver_version="1.3")
     monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
     monkeypatch.setattr(torch.xpu, "device_count", lambda: 1)
     monkeypatch.setattr(torch.xpu, "get_device_properties", lambda index: found)

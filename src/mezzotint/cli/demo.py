@@ -54,9 +54,7 @@ def demo(
         f"{base.train.steps} steps, in {names[0]} and in {names[1]}, turn by turn",
         soft_wrap=True,
     )
-    runs = [
-        RunDirectory.create(folder / name, to_toml(config)) for name, config in zip(names, configs, strict=True)
-    ]
+    runs = [RunDirectory.create(folder / name, to_toml(config)) for name, config in zip(names, configs, strict=True)]
     with TerminalReporter(console, base.train.steps) as reporter:
         arms = train_side_by_side(trainers, names, runs, _progress(reporter, base.train.steps))
     if is_json:

@@ -115,13 +115,9 @@ def _check_early(config: "RunConfig") -> None:
 
 def _free_folder(config: "RunConfig") -> Path:
     """Return runs/<recipe>-<policy>, with a number where that exists."""
-    name = f"{config.recipe}-{config.policy}".replace(" ", "").replace("/", "-")
-    candidate = Path("runs") / name
-    number = 2
-    while candidate.exists():
-        candidate = Path("runs") / f"{name}-{number}"
-        number += 1
-    return candidate
+    from mezzotint.training.rundir import free_path
+
+    return free_path(Path("runs") / f"{config.recipe}-{config.policy}".replace(" ", "").replace("/", "-"))
 
 
 def _run(

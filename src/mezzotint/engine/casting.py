@@ -74,7 +74,7 @@ def kernel_contexts(policy: Policy, device: torch.device) -> list[Context]:
         return []
     from mezzotint.lowprec.switch import fast_cpu
 
-    return [fast_cpu()]
+    return [fast_cpu(policy.compute)]
 
 
 def keep_losses_float32(model: nn.Module, is_active: Callable[[], bool]) -> None:

@@ -170,8 +170,12 @@ def _cuda(facts: DeviceFacts, name: str) -> _Verdict:
     return _CUDA_RULES[name](facts, capability) if name in _CUDA_RULES else _absent("torch has no product in it")
 
 
+def _number(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
+
+
 def _cc(capability: tuple[int, int]) -> str:
-    return f"compute capability {capability[0]}.{capability[1]}"
+    return f"compute capability {_number(capability)}"
 
 
 def _cuda_float64(facts: DeviceFacts, capability: tuple[int, int]) -> _Verdict:
@@ -201,17 +205,14 @@ _FLOAT64_DIVISOR = {
 def _cuda_tfloat32(facts: DeviceFacts, capability: tuple[int, int]) -> _Verdict:
     if capability >= (8, 0):
         return _native("tensor cores, from compute capability 8.0")
-    return _absent(f"needs compute capability 8.0, this is {capability[0]}.{capability[1]}; allow_tf32 has no effect")
+    return _absent(f"needs compute capability 8.0, this is {_number(capability)}; allow_tf32 has no effect")
 
 
 def _cuda_bfloat16(facts: DeviceFacts, capability: tuple[int, int]) -> _Verdict:
     if capability >= (8, 0):
         return _native("tensor cores, from compute capability 8.0")
-    claim = ", whatever torch.cuda.is_bf16_supported() says" if facts.claims_bfloat16 is not False else ""
-    return _emulated(
-        f"tensor cores multiply it from compute capability 8.0, this is {capability[0]}.{capability[1]}: it is "
-        f"computed through float32{claim}"
-    )
+    claim = ", whatever is_bf16_supported() says" if facts.claims_bfloat16 is not False else ""
+    return _emulated(f"computed through float32 below compute capability 8.0, this is {_number(capability)}{claim}")
 
 
 def _cuda_float16(facts: DeviceFacts, capability: tuple[int, int]) -> _Verdict:
@@ -229,7 +230,7 @@ def _cuda_float16(facts: DeviceFacts, capability: tuple[int, int]) -> _Verdict:
 def _cuda_float8(facts: DeviceFacts, capability: tuple[int, int]) -> _Verdict:
     if capability >= (8, 9):
         return _native("tensor cores, from compute capability 8.9")
-    return _absent(f"needs compute capability 8.9, this is {capability[0]}.{capability[1]}; it can be stored")
+    return _absent(f"needs compute capability 8.9, this is {_number(capability)}; it can be stored")
 
 
 _CUDA_RULES: dict[str, Callable[[DeviceFacts, tuple[int, int]], _Verdict]] = {

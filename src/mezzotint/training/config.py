@@ -118,9 +118,7 @@ def to_toml(config: RunConfig) -> str:
         part = getattr(config, section.name)
         lines += ["", f"[{section.name}]"]
         lines += [
-            f"{f.name} = {_toml(getattr(part, f.name))}"
-            for f in fields(part)
-            if (section.name, f.name) not in DERIVED
+            f"{f.name} = {_toml(getattr(part, f.name))}" for f in fields(part) if (section.name, f.name) not in DERIVED
         ]
     return "\n".join(lines) + "\n"
 
@@ -176,7 +174,9 @@ def _build(base: Any, values: Mapping[str, Any], origin: str, prefix: str = "") 
             raise ConfigError(f"{origin}: unknown setting {key}; did you mean {' or '.join(near)}?")
         if is_dataclass(getattr(base, name)):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{origin}: {key} is a section; set one of its keys, such as {key}.{_first(base, name)}")
+                raise ConfigError(
+                    f"{origin}: {key} is a section; set one of its keys, such as {key}.{_first(base, name)}"
+                )
             changes[name] = _build(getattr(base, name), value, origin, f"{key}.")
         else:
             changes[name] = _typed(key, value, hints[name], origin)

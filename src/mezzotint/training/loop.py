@@ -66,7 +66,9 @@ def run_training(
             if validation is not None and "validation_loss" in line:
                 reporter.note(f"step {record.update}: validation loss {validation:.4f}")
             if record.update % every.save_every == 0 or trainer.is_finished:
-                save_checkpoint(run.checkpoints_path, record.update, checkpoint_state(trainer), keep=every.keep_checkpoints)
+                save_checkpoint(
+                    run.checkpoints_path, record.update, checkpoint_state(trainer), keep=every.keep_checkpoints
+                )
                 saved_at = record.update
         stopped_by = stop_signal()
         if stopped_by is not None and saved_at != trainer.num_updates:
@@ -114,7 +116,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "kernels": [f"{choice.family} {choice.format}: {choice.path}" for choice in status()],
+        "kernels": [f"{choice.format}: {choice.path}" for choice in status()],
     }
 
 

@@ -7,7 +7,7 @@ alone.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class Trainer:
         with torch.random.fork_rng(devices=_cuda_devices(device)):
             torch.manual_seed(config.seed)
             # weights are drawn on the CPU, so that every device starts from the same ones
-            self.model = GPT(config.model.to_gpt(corpus.vocab_size)).to(device)
+            self.model = GPT(replace(config.model, vocab_size=corpus.vocab_size)).to(device)
             self._rng = _rng_state(device)
         self.batches = Batches(
             corpus, block_size=config.model.block_size, batch_size=config.train.batch_size, seed=config.seed
@@ -65,7 +65,7 @@ class Trainer:
             torch.compile(self.model) if config.train.compile else self.model,  # type: ignore[arg-type]
             self.optimizer,
             policy=config.policy,
-            max_grad_norm=config.optimizer.max_grad_norm,
+            max_grad_norm=config.optimizer.max_grad_norm or None,
             accumulate=config.train.accumulate,
             scheduler=scheduler,
             seed=config.seed,

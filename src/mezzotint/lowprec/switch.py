@@ -1,0 +1,98 @@
+"""The switch: `with fast_cpu():` makes bfloat16 and float16 run at about float32's speed on a CPU that emulates them.
+
+The first use measures whether torch's own kernels are slow here, and only then registers others, behind a gate that
+this switch opens. They stay registered for the life of the process: taking a kernel away while another thread runs it
+crashes. The gate is process-wide and counts, so contexts nest and a backward in another thread is served as well.
+
+MEZZOTINT_LOWPREC=off keeps torch's kernels, =upcast takes ours whatever was measured, =auto (or unset) measures.
+"""
+
+import os
+import threading
+from types import TracebackType
+
+import torch
+
+from mezzotint.errors import ConfigError
+from mezzotint.hardware.measure import measure_matmul
+from mezzotint.lowprec.choice import KernelChoice, Path, decide
+
+FORMATS = ("bfloat16", "float16")
+VARIABLE = "MEZZOTINT_LOWPREC"
+WISHES = ("auto", "off", "upcast")
+
+_lock = threading.Lock()
+_choices: dict[str, KernelChoice] = {}
+# how many contexts are open, by dtype; the kernels read it on every call
+_open: dict[torch.dtype, int] = {torch.bfloat16: 0, torch.float16: 0}
+
+
+class FastCpu:
+    """The context that `fast_cpu` returns; may be entered again and again, also while it is entered."""
+
+    __slots__ = ("_dtypes",)
+
+    def __init__(self, dtypes: tuple[torch.dtype, ...]) -> None:
+        self._dtypes = dtypes
+
+    def __enter__(self) -> None:
+        with _lock:
+            for dtype in self._dtypes:
+                _open[dtype] += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with _lock:
+            for dtype in self._dtypes:
+                _open[dtype] -= 1
+
+
+def fast_cpu(*formats: str) -> FastCpu:
+    """Return a context inside which these formats ("bfloat16", "float16"; all of them by default) are fast on the CPU.
+
+    Put it around the forward *and* the backward of a loop under `torch.autocast("cpu")`; float32 results do not change
+    by a bit. Where torch's kernels are fast already, they stay in use. The first call takes up to half a second.
+
+    Raises ConfigError for another format, or another value of MEZZOTINT_LOWPREC than auto, off or upcast.
+    """
+    names = formats or FORMATS
+    dtypes = []
+    for name in names:
+        if name not in FORMATS:
+            raise ConfigError(f"fast_cpu({name!r}) is refused; pass {' or '.join(FORMATS)}")
+        if choice_for(name).path is Path.UPCAST:
+            dtypes.append(getattr(torch, name))
+    return FastCpu(tuple(dtypes))
+
+
+def choice_for(name: str) -> KernelChoice:
+    """Return the choice for a format, measured on first use; registers the kernels where they are needed."""
+    with _lock:
+        choice = _choices.get(name)
+        if choice is None:
+            wish = _wish()
+            ratios = {} if wish == "off" else measure_matmul("cpu", (name,)).ratios(name)
+            choice = _choices[name] = decide(name, ratios, wish)
+            if choice.path is Path.UPCAST:
+                from mezzotint.lowprec.upcast import register
+
+                register(_open)
+    return choice
+
+
+def status() -> tuple[KernelChoice, ...]:
+    """Return the choices made so far in this process."""
+    return tuple(_choices.values())
+
+
+def is_active(name: str) -> bool:
+    """Return whether a context is open in which `name` runs on our kernels."""
+    return _open.get(getattr(torch, name), 0) > 0
+
+
+def _wish() -> str:
+    wish = os.environ.get(VARIABLE, "auto") or "auto"
+    if wish not in WISHES:
+        raise ConfigError(f"{VARIABLE}={wish!r} is refused; set it to {', '.join(WISHES)}")
+    return wish

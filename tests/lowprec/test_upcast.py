@@ -1,0 +1,278 @@
+"""The kernels behind the gate: exact where they act, torch's own bits everywhere else.
+
+The kernels are forced on for both formats, so that the tests mean the same on every CPU.
+"""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import mezzotint as mz
+from mezzotint.errors import ConfigError
+from mezzotint.lowprec import switch
+
+DTYPES = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def _forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(switch.VARIABLE, "upcast")
+    saved = dict(switch._choices)
+    switch._choices.clear()
+    yield
+    switch._choices.clear()
+    switch._choices.update(saved)
+
+
+def laid_out(values: Tensor, layout: str) -> Tensor:
+    """Return the same matrix stored by rows, by columns, or as every second element of something larger."""
+    if layout == "T":
+        return values.t().contiguous().t()
+    if layout == "S":
+        wide = values.new_zeros(values.shape[0] * 2, values.shape[1] * 2)
+        wide[::2, ::2] = values
+        return wide[::2, ::2]
+    return values
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layouts", ["NN", "NT", "TN", "TT", "SN", "NS"])
+@settings(max_examples=12, deadline=None)
+@given(
+    m=st.integers(0, 40),
+    k=st.integers(0, 70),
+    n=st.integers(0, 40),
+    seed=st.integers(0, 999),
+    scale=st.sampled_from([1e-20, 1.0, 30.0]),
+)
+def test_products_are_float32_products_rounded_once(dtype, layouts, m, k, n, seed, scale) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left = laid_out((torch.randn(m, k, generator=generator) * scale).to(dtype), layouts[0])
+    right = laid_out(torch.randn(k, n, generator=generator).to(dtype), layouts[1])
+    bias = torch.randn(n, generator=generator).to(dtype)
+    exact = left.float() @ right.float()
+    with mz.fast_cpu():
+        assert torch.equal(left @ right, exact.to(dtype))
+        assert torch.equal(torch.bmm(left[None], right[None])[0], exact.to(dtype))
+        added = torch.addmm(bias, left, right, beta=0.5, alpha=2)
+        assert torch.equal(added, torch.addmm(bias.float(), left.float(), right.float(), beta=0.5, alpha=2).to(dtype))
+        added = torch.baddbmm(bias, left[None], right[None])
+        assert torch.equal(added, torch.baddbmm(bias.float(), left.float()[None], right.float()[None]).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e-40, 3e38])
+def test_special_values(dtype: torch.dtype, value: float) -> None:
+    left = torch.full((3, 5), value).to(dtype)
+    right = torch.ones(5, 2, dtype=dtype)
+    with mz.fast_cpu():
+        got = left @ right
+    torch.testing.assert_close(got, (left.float() @ right.float()).to(dtype), equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_expanded_operands(dtype: torch.dtype) -> None:
+    left = torch.randn(1, 8).to(dtype).expand(6, 8)
+    right = torch.randn(8, 1).to(dtype).expand(8, 4)
+    with mz.fast_cpu():
+        assert torch.equal(left @ right, (left.float() @ right.float()).to(dtype))
+
+
+def everything_float32() -> list[Tensor]:
+    """Return float32 and float64 results and gradients of all operations that have a kernel of ours."""
+    generator = torch.Generator().manual_seed(5)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randn(33, 17, generator=generator, dtype=dtype).requires_grad_()
+        y = torch.randn(17, 9, generator=generator, dtype=dtype).requires_grad_()
+        b = torch.randn(9, generator=generator, dtype=dtype)
+        q = torch.randn(2, 2, 12, 8, generator=generator, dtype=dtype).requires_grad_()
+        out = (
+            x @ y
+            + torch.addmm(b, x, y, alpha=2)
+            + torch.bmm(x[None], y[None])[0]
+            + torch.baddbmm(b, x[None], y[None])[0]
+        )
+        attention = F.scaled_dot_product_attention(q, q, q, is_causal=True)
+        results += [out, attention, *torch.autograd.grad(out.sum() + attention.sum(), (x, y, q))]
+        results += [x.detach().t() @ x.detach(), x.t() @ x]
+    return results
+
+
+def test_float32_does_not_change_by_a_bit() -> None:
+    mz.fast_cpu()  # the kernels are registered from here on, the gate is shut
+    shut = everything_float32()
+    with mz.fast_cpu():
+        opened = everything_float32()
+    with torch.autograd.set_multithreading_enabled(False):
+        assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(shut, opened, strict=True))
+
+
+def test_integers_and_complex_numbers_still_multiply() -> None:
+    with mz.fast_cpu():
+        assert (torch.ones(2, 3, dtype=torch.int64) @ torch.ones(3, 2, dtype=torch.int64)).tolist() == [[3, 3], [3, 3]]
+        assert (torch.ones(2, 2, dtype=torch.complex64) @ torch.ones(2, 2, dtype=torch.complex64)).real.tolist() == [
+            [2, 2],
+            [2, 2],
+        ]
+
+
+def test_errors_are_torchs_own() -> None:
+    with mz.fast_cpu():
+        with pytest.raises(RuntimeError, match="same dtype"):
+            torch.ones(2, 2).bfloat16() @ torch.ones(2, 2)
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            torch.ones(2, 3) @ torch.ones(2, 3)
+        with pytest.raises(RuntimeError):
+            torch.ones(2, 3).bfloat16() @ torch.ones(2, 3).bfloat16()
+
+
+class Layer(nn.Module):
+    """Linear layers around attention, as in a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(16, 48)
+        self.out = nn.Linear(16, 16, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(2, 10, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(2, 10, 16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_gradients_through_autocast(dtype: torch.dtype, is_checkpointed: bool) -> None:
+    """Gradients agree with float64 to the format's rounding: each passes at most about 8 roundings of half an ulp.
+
+    With entries of order 1 and eps the format's machine epsilon, that bounds the relative error of the norm by
+    8 * eps / 2; 8 * eps leaves room for the cancellation inside softmax.
+    """
+    torch.manual_seed(0)
+    layer = Layer()
+    x = torch.randn(2, 10, 16)
+
+    def gradients(model: nn.Module, inputs: Tensor, lowered: bool) -> Tensor:
+        for parameter in model.parameters():
+            parameter.grad = None
+        with torch.autocast("cpu", dtype=dtype, enabled=lowered):
+            out = checkpoint(model, inputs, use_reentrant=False) if is_checkpointed else model(inputs)
+            loss = out.double().pow(2).sum()
+        loss.backward()
+        return torch.cat([p.grad.double().flatten() for p in model.parameters()])
+
+    with mz.fast_cpu():
+        got = gradients(layer, x, True)
+    exact = gradients(layer.double(), x.double(), False)
+    assert float((got - exact).norm() / exact.norm()) < 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_with_a_mask(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(1, 2, 8, 16)
+    mask = torch.zeros(8, 8).masked_fill(torch.ones(8, 8).triu(1).bool(), float("-inf"))
+    expected_in = q.to(dtype).float().requires_grad_()
+    expected = F.scaled_dot_product_attention(expected_in, expected_in, expected_in, attn_mask=mask)
+    expected.sum().backward()
+    low = q.to(dtype).requires_grad_()
+    with mz.fast_cpu():
+        got = F.scaled_dot_product_attention(low, low, low, attn_mask=mask.to(dtype))
+        got.sum().backward()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(got.float(), expected, rtol=2 * eps, atol=2 * eps)
+    torch.testing.assert_close(low.grad.float(), expected_in.grad, rtol=8 * eps, atol=8 * eps)
+
+
+def test_the_gate_nests_and_closes_after_an_exception() -> None:
+    assert not switch.is_active("bfloat16")
+    with mz.fast_cpu():
+        with mz.fast_cpu("bfloat16"):
+            assert switch.is_active("bfloat16")
+        assert switch.is_active("bfloat16")
+        assert switch.is_active("float16")
+    assert not switch.is_active("bfloat16")
+    with pytest.raises(ZeroDivisionError), mz.fast_cpu():
+        raise ZeroDivisionError
+    assert not switch.is_active("float16")
+
+
+def test_one_format_only() -> None:
+    with mz.fast_cpu("float16"):
+        assert switch.is_active("float16")
+        assert not switch.is_active("bfloat16")
+
+
+def test_many_threads_enter_leave_and_multiply() -> None:
+    left, right = torch.randn(24, 24).bfloat16(), torch.randn(24, 24).bfloat16()
+    expected = (left.float() @ right.float()).bfloat16()
+    wrong: list[str] = []
+
+    def work() -> None:
+        for _ in range(100):
+            with mz.fast_cpu():
+                if not torch.equal(left @ right, expected):
+                    wrong.append("product")
+            torch.ones(4, 4) @ torch.ones(4, 4)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert not switch.is_active("bfloat16")
+
+
+def test_vmap_func_grad_and_inference_mode() -> None:
+    weight = torch.randn(5, 4).bfloat16()
+    rows = torch.randn(3, 6, 5).bfloat16()
+    with mz.fast_cpu():
+        batched = torch.vmap(lambda row: row @ weight)(rows)
+        gradient = torch.func.grad(lambda w: (rows[0] @ w).float().sum())(weight)
+        with torch.inference_mode():
+            plain = rows[0] @ weight
+    assert torch.equal(batched[0], (rows[0].float() @ weight.float()).bfloat16())
+    assert torch.equal(plain, batched[0])
+    assert gradient.shape == weight.shape
+
+
+def test_the_wish_off_keeps_torchs_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(switch.VARIABLE, "off")
+    with mz.fast_cpu():
+        assert not switch.is_active("bfloat16")
+    assert {choice.path for choice in switch.status()} == {"stock"}
+
+
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="float32"):
+        mz.fast_cpu("float32")
+    monkeypatch.setenv(switch.VARIABLE, "sometimes")
+    with pytest.raises(ConfigError, match="MEZZOTINT_LOWPREC='sometimes'"):
+        mz.fast_cpu()
+
+
+class Products(torch.utils.data.Dataset):
+    """A data set whose items are computed on our kernels."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Tensor:
+        with mz.fast_cpu("bfloat16"):
+            return (torch.ones(64, 64).bfloat16() @ torch.ones(64, 64).bfloat16()).float()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python warns that a forked process had threads
+def test_forked_loader_workers() -> None:
+    mz.fast_cpu()
+    loader = torch.utils.data.DataLoader(Products(), num_workers=1, multiprocessing_context="fork", timeout=30)
+    assert [batch.sum().item() for batch in loader] == [64.0**3, 64.0**3]
