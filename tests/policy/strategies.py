@@ -1,6 +1,5 @@
 """Hypothesis strategies for every policy that can be built, and the settings they run under."""
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
@@ -12,7 +11,6 @@ from mezzotint.policy.scaling import Scaling, ScalingKind
 UNHURRIED = settings(deadline=None)
 
 # a test of what is right while the code is not yet; strict, so that the mark has to go with the fault
-OPEN_FAULT = pytest.mark.xfail(strict=True, reason="an open fault of mezzotint.policy")
 
 LARGEST_SCALE = 2.0**126
 SMALLEST_SCALE = 2.0**-126
@@ -43,12 +41,13 @@ def scalings(draw):
 
 @st.composite
 def policies(draw):
-    names = [fmt.name for fmt in FORMATS]
+    everything = [fmt.name for fmt in FORMATS]
+    names = [name for name in everything if name != "tfloat32"]  # nothing is stored in it
     update = draw(st.sampled_from(Update))
     params = draw(st.sampled_from(names if update is Update.PLAIN else [n for n in names if n != "float32"]))
     return Policy(
         params=params,
-        compute=draw(st.sampled_from(names)),
+        compute=draw(st.sampled_from(everything)),
         loss=draw(st.sampled_from(names)),
         reduce=draw(st.sampled_from(names)),
         state=params if update is Update.PLAIN else "float32",

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import OPEN_FAULT, UNHURRIED, scalings
+from strategies import UNHURRIED, scalings
 
 from mezzotint.errors import PolicyError
 from mezzotint.policy.grammar import parse_policy, parse_scaling
@@ -104,7 +104,6 @@ def test_any_value_is_read_or_refused(frame, text):
         assert isinstance(parse_policy(frame % text), Policy)
 
 
-@OPEN_FAULT
 def test_a_field_given_twice_is_refused():
     with pytest.raises(PolicyError, match="compute"):
         parse_policy("compute=bf16, compute=fp16")
@@ -114,7 +113,6 @@ def test_a_field_given_twice_is_refused():
     assert parse_policy("bf16-mixed, compute=fp16").compute == "float16"
 
 
-@OPEN_FAULT
 @pytest.mark.parametrize("thing", [3, None, b"float32"])
 def test_what_is_not_text_is_refused(thing):
     with pytest.raises(PolicyError):

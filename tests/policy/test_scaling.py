@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import OPEN_FAULT, UNHURRIED, scalings
+from strategies import UNHURRIED, scalings
 
 from mezzotint.errors import PolicyError
 from mezzotint.policy.scaling import LossScale, Scaling, ScalingKind
@@ -216,7 +216,6 @@ def test_garbage_is_refused(data):
         LossScale.from_json(Scaling(kind=DYNAMIC), data)
 
 
-@OPEN_FAULT
 @pytest.mark.parametrize(
     "data",
     [
@@ -241,7 +240,6 @@ def test_garbage_of_the_wrong_type_or_range_is_refused(data):
         LossScale.from_json(Scaling(kind=DYNAMIC), data)
 
 
-@OPEN_FAULT
 def test_a_resumed_scale_outside_the_bounds_does_not_rise_at_an_overflow():
     """torch halves below 1 without end; a floor of 1 must not turn the next overflow into a higher scale."""
     given_settings = Scaling(kind=DYNAMIC, floor=1.0)
@@ -292,7 +290,6 @@ def test_no_scaling_takes_no_settings(name):
         Scaling(**{name: 3})
 
 
-@OPEN_FAULT
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_a_kind_given_as_text_is_that_kind(kind):
     """A kind that only looks right would never move, and would lose its place in text."""
@@ -302,13 +299,11 @@ def test_a_kind_given_as_text_is_that_kind(kind):
     assert LossScale.start(scaling).after(False).scale == (32.0 if kind == "dynamic" else 64.0)
 
 
-@OPEN_FAULT
 def test_an_unknown_kind_is_refused():
     with pytest.raises(PolicyError, match="bogus"):
         Scaling(kind="bogus")
 
 
-@OPEN_FAULT
 @pytest.mark.parametrize(
     "given_settings",
     [
@@ -327,7 +322,6 @@ def test_settings_beyond_float32_or_of_the_wrong_type_are_refused(given_settings
         Scaling(kind=kind, **given_settings)
 
 
-@OPEN_FAULT
 def test_bounds_are_kept_in_float32_as_the_scale_is():
     """The engine multiplies by a float32 scale, so the state must be one, at its bounds too."""
     scale = LossScale.start(Scaling(kind=DYNAMIC, initial=0.2, floor=0.1)).after(False).after(False)

@@ -15,6 +15,8 @@ import torch
 
 from mezzotint.errors import ConfigError
 from mezzotint.hardware.measure import measure_matmul
+from mezzotint.hardware.probe import probe
+from mezzotint.hardware.support import Support, format_support
 from mezzotint.lowprec.choice import KernelChoice, Path, decide
 
 FORMATS = ("bfloat16", "float16")
@@ -72,13 +74,32 @@ def choice_for(name: str) -> KernelChoice:
         choice = _choices.get(name)
         if choice is None:
             wish = _wish()
-            ratios = {} if wish == "off" else measure_matmul("cpu", (name,)).ratios(name)
-            choice = _choices[name] = decide(name, ratios, wish)
+            choice = _choices[name] = (
+                _by_flags(name) if wish == "auto" and _is_disturbed(name) else _measured(name, wish)
+            )
             if choice.path is Path.UPCAST:
                 from mezzotint.lowprec.upcast import register
 
                 register(_open)
     return choice
+
+
+def _measured(name: str, wish: str) -> KernelChoice:
+    ratios = {} if wish == "off" else measure_matmul("cpu", (name,)).ratios(name)
+    return decide(name, ratios, wish)
+
+
+def _is_disturbed(name: str) -> bool:
+    """Return whether other programs kept the measurement from running through, so that it means nothing."""
+    return measure_matmul("cpu", (name,)).is_disturbed
+
+
+def _by_flags(name: str) -> KernelChoice:
+    """Return the choice that the processor's flags suggest, for a machine too busy to be measured."""
+    support = format_support(probe("cpu"), name)
+    path = Path.STOCK if support.support is Support.NATIVE else Path.UPCAST
+    reason = f"the machine was too busy to measure; by its flags {name} is {support.support}: {support.reason}"
+    return KernelChoice(format=name, path=path, ratios=(), reason=reason)
 
 
 def status() -> tuple[KernelChoice, ...]:

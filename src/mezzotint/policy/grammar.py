@@ -26,13 +26,16 @@ def parse_policy(text: str | Policy) -> Policy:
     """
     if isinstance(text, Policy):
         return text
-    chosen: dict[str, Any] = {}
+    if not isinstance(text, str):
+        raise PolicyError(f"a policy is a text or a Policy, not {text!r}; pass for example 'bf16-mixed'")
+    preset: dict[str, Any] = {}
+    given: list[str] = []
     for position, item in enumerate(_items(text)):
         if position == 0 and "=" not in item:
-            chosen.update(_fields(_items(_preset(item))))
+            preset = _fields(_items(_preset(item)))
         else:
-            chosen.update(_fields([item]))
-    return Policy(**chosen)
+            given.append(item)
+    return Policy(**{**preset, **_fields(given)})
 
 
 def _items(text: str) -> list[str]:
@@ -56,6 +59,8 @@ def _fields(items: list[str]) -> dict[str, Any]:
         name, equals, value = (part.strip() for part in item.partition("="))
         if not equals or name not in POLICY_FIELDS:
             raise PolicyError(f"unknown policy field {item!r}; the fields are {', '.join(POLICY_FIELDS)}")
+        if name in chosen:
+            raise PolicyError(f"policy field {name} is given twice, as {chosen[name]} and as {value}; leave one out")
         chosen[name] = parse_scaling(value) if name == "scaling" else value
     return chosen
 
@@ -75,6 +80,8 @@ def parse_scaling(text: str) -> Scaling:
         name, equals, value = (part.strip() for part in item.partition("="))
         if position == 0 and not equals and kind is ScalingKind.STATIC:
             name, value = "initial", name
+        if name in settings:
+            raise PolicyError(f"scaling setting {name} is given twice; leave one out")
         if name not in known or not value:
             raise PolicyError(f"unknown scaling setting {item!r}; the settings are {', '.join(known)}")
         try:

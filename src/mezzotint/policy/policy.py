@@ -53,7 +53,13 @@ class Policy:
     def __post_init__(self) -> None:
         """Spell formats in full and refuse contradictions."""
         for axis in FORMAT_AXES:
-            object.__setattr__(self, axis, _format_name(axis, getattr(self, axis)))
+            name = _format_name(axis, getattr(self, axis))
+            if name == "tfloat32" and axis != "compute":
+                raise PolicyError(
+                    f"{axis}=tfloat32 is refused: tfloat32 is how tensor cores read float32 in a product, nothing is "
+                    f"stored in it; pass {axis}=float32"
+                )
+            object.__setattr__(self, axis, name)
         if not isinstance(self.scaling, Scaling):
             raise PolicyError(f"scaling must be a Scaling, not {self.scaling!r}; write parse_policy('scaling=...')")
         object.__setattr__(self, "update", _choice(self.update))

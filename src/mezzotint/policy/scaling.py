@@ -44,15 +44,23 @@ class Scaling:
     skip_budget: int = 50
 
     def __post_init__(self) -> None:
-        """Refuse settings under which the scale could not work."""
-        if self.kind is ScalingKind.NONE and self != _with_kind_none():
+        """Bring the numbers into float32, where torch keeps a scale, and refuse settings that could not work."""
+        try:
+            object.__setattr__(self, "kind", ScalingKind(self.kind))
+        except ValueError:
+            raise PolicyError(f"unknown scaling {self.kind!r}; pass {', '.join(ScalingKind)}") from None
+        for f in fields(self)[1:]:
+            object.__setattr__(
+                self, f.name, _setting(f.name, getattr(self, f.name), is_whole=isinstance(f.default, int))
+            )
+        if self.kind is ScalingKind.NONE and any(getattr(self, f.name) != f.default for f in fields(self)[1:]):
             raise PolicyError("scaling=none takes no settings; say scaling=dynamic(...) or scaling=static(1024)")
         checks = (
-            (0 < self.initial < math.inf, "initial", self.initial, "a positive finite number such as 65536"),
-            (self.growth_factor > 1, "growth_factor", self.growth_factor, "more than 1, such as 2"),
+            (0 < self.initial < math.inf, "initial", self.initial, "a positive finite float32 such as 65536"),
+            (1 < self.growth_factor < math.inf, "growth_factor", self.growth_factor, "more than 1, such as 2"),
             (0 < self.backoff_factor < 1, "backoff_factor", self.backoff_factor, "between 0 and 1, such as 0.5"),
             (self.growth_interval >= 1, "growth_interval", self.growth_interval, "at least 1, such as 2000"),
-            (self.floor > 0, "floor", self.floor, "more than 0, since a scale of 0 erases every gradient"),
+            (self.floor > 0, "floor", self.floor, "more than 0 in float32, since a scale of 0 erases every gradient"),
             (self.ceiling < 2.0**127, "ceiling", self.ceiling, "below 2**127, the end of float32"),
             (self.hysteresis >= 1, "hysteresis", self.hysteresis, "at least 1"),
             (self.skip_budget >= 1, "skip_budget", self.skip_budget, "at least 1"),
@@ -78,12 +86,13 @@ class Scaling:
         return f"dynamic({', '.join(words)})" if words else "dynamic"
 
 
-def _with_kind_none() -> Scaling:
-    """Return the default settings without validating them again."""
-    plain = object.__new__(Scaling)
-    for f in fields(Scaling):
-        object.__setattr__(plain, f.name, f.default)
-    return plain
+def _setting(name: str, value: Any, *, is_whole: bool) -> float | int:
+    """Return a setting as an int, or as a float that float32 holds (the factors stay float64, as torch keeps them)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (is_whole and not isinstance(value, int)):
+        raise PolicyError(f"scaling: {name}={value!r} is refused; pass {'a whole number' if is_whole else 'a number'}")
+    if is_whole:
+        return value
+    return float(value) if name.endswith("factor") else _float32(float(value))
 
 
 def _number(value: float) -> str:
@@ -114,7 +123,7 @@ class LossScale:
             return replace(self, skips_in_a_row=skips)
         if not gradients_finite:
             left = self.hysteresis_left - 1
-            lowered = max(_float32(self.scale * self.settings.backoff_factor), self.settings.floor)
+            lowered = min(self.scale, max(_float32(self.scale * self.settings.backoff_factor), self.settings.floor))
             return replace(
                 self,
                 scale=lowered if left <= 0 else self.scale,
@@ -151,24 +160,43 @@ class LossScale:
     def from_json(cls, settings: Scaling, data: Mapping[str, Any]) -> "LossScale":
         """Return the state that `to_json` wrote, or that a torch.amp.GradScaler's state_dict describes.
 
+        Raises PolicyError for anything else, and for a scale that the settings could not have reached.
+
         A GradScaler state brings scale and growth tracker; floor, ceiling and hysteresis stay as set here. The
         empty state that a disabled GradScaler saves starts afresh.
         """
+        if not isinstance(data, Mapping):
+            raise PolicyError(f"this is no loss-scale state but a {type(data).__name__}; {_PASS_A_STATE}")
         if not data:
             return cls.start(settings)
         if "_growth_tracker" in data:
-            data = {"scale": float(data["scale"]), "growth_tracker": int(data["_growth_tracker"])}
+            data = {"scale": data.get("scale"), "growth_tracker": data["_growth_tracker"]}
         known = {f.name for f in fields(cls)} - {"settings"}
-        unknown = sorted(set(data) - known)
+        unknown = sorted(map(str, set(data) - known))
         if unknown or "scale" not in data:
-            raise PolicyError(
-                f"this is no loss-scale state: it {'has ' + ', '.join(unknown) if unknown else 'lacks scale'}; "
-                "pass what Engine.state_dict() or torch.amp.GradScaler.state_dict() returned"
-            )
-        state = replace(cls.start(settings), **data)
+            what = f"has {', '.join(unknown)}" if unknown else "lacks scale"
+            raise PolicyError(f"this is no loss-scale state: it {what}; {_PASS_A_STATE}")
+        for name, value in data.items():
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            is_count = isinstance(value, int) and value >= 0
+            if not is_number or (name != "scale" and not is_count):
+                raise PolicyError(f"this is no loss-scale state: {name} is {value!r}; {_PASS_A_STATE}")
+        state = replace(cls.start(settings), **{**data, "scale": _float32(float(data["scale"]))})
         if not 0 < state.scale < math.inf:
             raise PolicyError(f"a loss scale of {state.scale} cannot be resumed from; start with a fresh one")
+        if settings.kind is ScalingKind.NONE and state.scale != 1.0:
+            raise PolicyError(
+                f"a loss scale of {state.scale:g} was saved, and scaling=none has none; pass scaling=dynamic"
+            )
+        if settings.kind is ScalingKind.DYNAMIC and not settings.floor <= state.scale <= settings.ceiling:
+            raise PolicyError(
+                f"the saved loss scale, {state.scale:g}, lies outside floor={settings.floor:g} and "
+                f"ceiling={settings.ceiling:g}; pass scaling=dynamic(floor=...) that holds it, or start afresh"
+            )
         return state
+
+
+_PASS_A_STATE = "pass what Engine.state_dict() or torch.amp.GradScaler.state_dict() returned"
 
 
 def _float32(value: float) -> float:

@@ -4,6 +4,7 @@ A signal (Ctrl-C, SIGTERM) lets the update finish, saves, and says how to go on.
 from its newest checkpoint that is whole, with the losses of a run that was never stopped.
 """
 
+import math
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ import torch
 from mezzotint.errors import NonFiniteError
 from mezzotint.policy.scaling import ScalingKind
 from mezzotint.training.checkpoint import load_newest, save_checkpoint
-from mezzotint.training.metrics import MetricsWriter
+from mezzotint.training.metrics import MetricsWriter, read_metrics
 from mezzotint.training.progress import Reporter, Status, Stopwatch, resident_bytes
 from mezzotint.training.rundir import RunDirectory
 from mezzotint.training.tracker import Tracker
@@ -51,19 +52,19 @@ def run_training(
         writer.truncate_after(trainer.num_updates)
     stopwatch = Stopwatch()
     every = trainer.config.train
-    record: UpdateRecord | None = None
-    validation: float | None = None
+    loss, validation = _last_figures(run) if resume else (math.nan, None)
     saved_at = trainer.num_updates if resume else -1
     with _signals() as stop_signal:
         while not trainer.is_finished and stop_signal() is None:
             record = _timed_update(trainer, stopwatch)
+            loss = record.loss
             line = metrics_line(record, stopwatch.last_seconds)
             if record.update % every.evaluate_every == 0 or trainer.is_finished:
                 validation = line["validation_loss"] = trainer.validation_loss()
             writer.write(line)
             tracker.write(line)
             reporter.status(_status(trainer, record, stopwatch))
-            if validation is not None and "validation_loss" in line:
+            if "validation_loss" in line:
                 reporter.note(f"step {record.update}: validation loss {validation:.4f}")
             if record.update % every.save_every == 0 or trainer.is_finished:
                 save_checkpoint(
@@ -80,11 +81,18 @@ def run_training(
     return RunSummary(
         updates=trainer.num_updates,
         skipped=trainer.engine.skipped_steps,
-        loss=record.loss if record is not None else float("nan"),
+        loss=loss,
         validation_loss=validation,
         sample=trainer.sample() if is_over and every.sample_tokens else None,
         stopped_by=stopped_by,
     )
+
+
+def _last_figures(run: RunDirectory) -> tuple[float, float | None]:
+    """Return the last loss and validation loss that the metrics hold; NaN and None where there are none."""
+    lines = read_metrics(run.metrics_path)
+    validations = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    return float(lines[-1]["loss"]) if lines else math.nan, validations[-1] if validations else None
 
 
 def metrics_line(record: UpdateRecord, seconds: float) -> dict[str, Any]:
@@ -113,7 +121,7 @@ def environment() -> dict[str, Any]:
     from mezzotint.lowprec.switch import status
 
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "kernels": [f"{choice.format}: {choice.path}" for choice in status()],
