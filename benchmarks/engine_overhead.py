@@ -10,12 +10,12 @@ import argparse
 from collections.abc import Callable
 from contextlib import nullcontext
 
-import harness
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
+import harness
 import mezzotint as mz
 from mezzotint.engine.casting import kernel_contexts
 from mezzotint.models.gpt import GPT

@@ -4,6 +4,7 @@ With `--json` a command prints one JSON object and nothing else on standard outp
 """
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ def print_json(command: str, payload: Mapping[str, Any]) -> None:
 
 def _finite(value: Any) -> Any:
     """Return `value` with floats that JSON cannot write (NaN, infinities) spelled as strings."""
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}

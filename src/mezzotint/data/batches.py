@@ -1,4 +1,4 @@
-"""Batches in a fixed order: which tokens batch i holds follows from the seed and i alone, so a position is one number."""
+"""Batches in a fixed order: what batch i holds follows from the seed and i alone, so a position is one number."""
 
 from collections.abc import Iterator
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""Text from somewhere: the standard library's source, files, folders, a Hugging Face dataset. Always in the same order."""
+"""Text from somewhere, always in the same order: the standard library, files, folders, a Hugging Face dataset."""
 
 import sysconfig
 from collections.abc import Iterator, Sequence

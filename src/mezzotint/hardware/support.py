@@ -247,7 +247,7 @@ _MFMA = ("gfx908", "gfx90a", "gfx94", "gfx95")  # CDNA 1 to 4
 _WMMA = ("gfx11", "gfx12")  # RDNA 3 and 4
 
 
-def _rocm(facts: DeviceFacts, name: str) -> _Verdict:  # noqa: PLR0911  one return per case
+def _rocm(facts: DeviceFacts, name: str) -> _Verdict:
     # the driver appends features: "gfx90a:sramecc+:xnack-"
     arch = (facts.architecture or "").partition(":")[0]
     if name in ("float64", "float32"):
@@ -290,7 +290,7 @@ _FLOAT16_FLAGS = {
 }
 
 
-def _cpu(facts: DeviceFacts, name: str) -> _Verdict:  # noqa: PLR0911  one return per case
+def _cpu(facts: DeviceFacts, name: str) -> _Verdict:
     if name in ("float64", "float32"):
         return _native("every CPU")
     if name == "tfloat32":
@@ -309,7 +309,7 @@ def _cpu(facts: DeviceFacts, name: str) -> _Verdict:  # noqa: PLR0911  one retur
     return _emulated(f"no float16 arithmetic (AMX-FP16, AVX512-FP16, Arm FP16){converts}")
 
 
-def _mps(facts: DeviceFacts, name: str) -> _Verdict:  # noqa: PLR0911  one return per case
+def _mps(facts: DeviceFacts, name: str) -> _Verdict:
     if name == "float64":
         return _absent("Metal has no float64")
     if name in ("float32", "float16"):
@@ -326,7 +326,7 @@ def _mps(facts: DeviceFacts, name: str) -> _Verdict:  # noqa: PLR0911  one retur
     return _native("Metal, from macOS 14; how fast depends on the chip")
 
 
-def _xpu(facts: DeviceFacts, name: str) -> _Verdict:  # noqa: PLR0911  one return per case
+def _xpu(facts: DeviceFacts, name: str) -> _Verdict:
     if name == "float32":
         return _native("vector engines")
     if not facts.flags:

@@ -26,7 +26,7 @@ def register(gate: Gate) -> None:
     global _library  # noqa: PLW0603 - the registration is a fact about the process, and must outlive every caller
     if _library is not None:
         return
-    library = torch.library.Library("aten", "IMPL")
+    library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     # the originals have to be looked up before ours stand in their place
     flash_forward = _original("aten::_scaled_dot_product_flash_attention_for_cpu")
     flash_backward = _original("aten::_scaled_dot_product_flash_attention_for_cpu_backward")
@@ -42,7 +42,7 @@ def register(gate: Gate) -> None:
         # torch warns once per process that a kernel is overridden, which is what we are here for
         warnings.simplefilter("ignore", UserWarning)
         for name, kernel in kernels.items():
-            library.impl(name, kernel, "CPU")
+            library.impl(name, kernel, "CPU")  # type: ignore[no-untyped-call]
     _library = library
 
 

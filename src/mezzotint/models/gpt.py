@@ -144,7 +144,7 @@ class GPT(nn.Module):
         Raises ValueError for more tokens than the block size.
         """
         B, T = input_ids.shape
-        if T > self.config.block_size:
+        if self.config.block_size < T:
             raise ValueError(f"{T} tokens exceed the block size, {self.config.block_size}; pass shorter sequences")
         tables = rotary_tables(T, self.config.head_dim, self.config.rope_base, input_ids.device)
         x_BTD = self.dropout(self.embed(input_ids))
@@ -221,7 +221,7 @@ def chunked_loss(rows_ND: Tensor, weight_VD: Tensor | None, targets_N: Tensor, c
     """
     total = torch.zeros((), dtype=torch.float32, device=rows_ND.device)
     is_kept = not torch.is_grad_enabled() or not rows_ND.requires_grad
-    for rows, targets in zip(rows_ND.split(chunk_rows), targets_N.split(chunk_rows), strict=True):
+    for rows, targets in zip(torch.split(rows_ND, chunk_rows), torch.split(targets_N, chunk_rows), strict=True):
         if is_kept:
             total = total + _summed_loss(rows, weight_VD, targets)
         else:

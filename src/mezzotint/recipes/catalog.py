@@ -1,4 +1,4 @@
-"""The named runs, from a minute on a laptop to a billion parameters. A recipe is a function that returns a full config."""
+"""The named runs, from a minute on a laptop to a billion parameters. A recipe returns a full configuration."""
 
 from collections.abc import Callable
 from difflib import get_close_matches

@@ -10,12 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mezzotint.data.config import DataConfig
 from mezzotint.errors import ConfigError, MezzotintError
 from mezzotint.models.gpt_config import GPTConfig
 from mezzotint.policy.grammar import parse_policy
+
+Config = TypeVar("Config", bound="DataclassInstance")
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 DERIVED = {("model", "vocab_size")}  # the tokenizer decides it
 
@@ -161,7 +166,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _build(base: Any, values: Mapping[str, Any], origin: str, prefix: str = "") -> Any:
+def _build(base: Config, values: Mapping[str, Any], origin: str, prefix: str = "") -> Config:
     """Return `base` with `values` put in, checked against the types of its fields."""
     hints = get_type_hints(type(base))
     known = [f.name for f in fields(base) if (prefix.rstrip("."), f.name) not in DERIVED]

@@ -183,7 +183,7 @@ def _signals() -> Iterator[Callable[[], int | None]]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         caught.append(number)
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in previous:

@@ -61,7 +61,7 @@ def measure_step(forward: Callable[[], torch.Tensor], backward: Callable[[torch.
         with _quiet_stderr():
             profiler.stop()
     events = sorted(
-        (event.start_ns(), event.nbytes())
+        (event.start_ns(), event.nbytes())  # type: ignore[union-attr]
         for event in profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
         if event.name() == "[memory]"
     )

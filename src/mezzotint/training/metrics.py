@@ -1,6 +1,7 @@
 """metrics.jsonl: one JSON object a line and step, written at once, cut back when a run resumes."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ class MetricsWriter:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append `line`; NaN and infinities become the texts "nan", "inf", "-inf". Raises TrainingError on a full disk."""
+        """Append `line`; NaN and infinities become texts ("nan", "inf"). Raises TrainingError on a full disk."""
         content = (json.dumps({key: _plain(value) for key, value in line.items()}, allow_nan=False) + "\n").encode()
         try:
             written = os.write(self._file, content)
@@ -57,6 +58,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -82,7 +82,7 @@ class RunDirectory:
             except OSError:
                 os.close(self._lock)
                 raise ConfigError(
-                    f"{self.path} is in use by another process that trains into it; stop that one, or pass another --out"
+                    f"{self.path} is in use by another process that trains into it; stop it, or pass another --out"
                 ) from None
         return self
 

@@ -1,0 +1,97 @@
+"""Text from files, folders and the standard library; everything that is no text is named."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mezzotint.data.sources import read_sources
+from mezzotint.errors import DataError
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_the_standard_library_is_real_text_in_a_fixed_order() -> None:
+    first = read_sources(["stdlib"], 300_000)
+    assert first == read_sources(["stdlib"], 300_000)
+    assert sum(len(text.content) for text in first) == pytest.approx(300_000, abs=3)
+    assert all(text.origin.endswith(".py") for text in first)
+    assert not any("site-packages" in text.origin or "__pycache__" in text.origin for text in first)
+
+
+def test_a_cut_keeps_characters_whole(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "ä€𝄞".encode() * 10)
+    for limit in range(1, 30):
+        (text,) = read_sources([str(path)], limit)
+        text.content.decode()
+        assert limit - 3 <= len(text.content) <= limit
+
+
+def test_a_folder_is_sorted_and_passes_over_what_is_no_text(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.md", "deep/c.py", "image.png", ".hidden/d.txt", "empty.txt"):
+        content = b"\x89PNG\0" if name.endswith("png") else b"" if name.startswith("empty") else name.encode()
+        write(tmp_path / name, content)
+    texts = read_sources([str(tmp_path)], 10**6)
+    assert [text.content.decode() for text in texts] == ["a.md", "b.txt", "deep/c.py"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"abc\0def", ["binary", "zero byte at offset 3"]),
+        (b"ab\xff\xfe", ["binary", "0xff at offset 2"]),
+        (b"", ["empty"]),
+        (b" \n\t ", ["empty"]),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, content: bytes, words: list[str]) -> None:
+    path = write(tmp_path / "data.bin", content)
+    with pytest.raises(DataError) as caught:
+        read_sources([str(path)], 10**6)
+    assert all(word in str(caught.value) for word in [*words, "data.bin"])
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_path_and_folder_without_text(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"missing\.txt does not exist"):
+        read_sources([str(tmp_path / "missing.txt")], 100)
+    with pytest.raises(DataError, match="holds no text file"):
+        read_sources([str(tmp_path)], 100)
+
+
+def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.txt", b"text")
+
+    def refuse(_path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DataError, match=r"a\.txt cannot be read: Permission denied"):
+        read_sources([str(path)], 100)
+
+
+def test_a_dataset_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"hf:some/set needs a package: pip install 'mezzotint\[data\]'"):
+        read_sources(["hf:some/set"], 100)
+
+
+def test_a_dataset_through_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rows(list):
+        column_names = ("text",)
+
+    class Library:
+        @staticmethod
+        def load_dataset(name: str, split: str) -> Rows:
+            assert (name, split) == ("some/set", "train")
+            return Rows([{"text": "one"}, {"text": "two"}])
+
+    monkeypatch.setitem(sys.modules, "datasets", Library)
+    assert [text.content for text in read_sources(["hf:some/set"], 100)] == [b"one\n", b"two\n"]
+    Rows.column_names = ("image",)
+    with pytest.raises(DataError, match="no column 'text', only image"):
+        read_sources(["hf:some/set"], 100)
