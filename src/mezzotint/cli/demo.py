@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -38,7 +38,7 @@ def demo(
     from mezzotint.training.config import to_toml, with_settings
     from mezzotint.training.pair import train_side_by_side
     from mezzotint.training.progress import TerminalReporter
-    from mezzotint.training.rundir import RunDirectory, free_path
+    from mezzotint.training.rundir import RunDirectory, folder_name, free_path
     from mezzotint.training.trainer import Trainer
 
     base = with_settings(find_recipe("demo"), settings or [])
@@ -54,17 +54,35 @@ def demo(
         f"{base.train.steps} steps, in {names[0]} and in {names[1]}, turn by turn",
         soft_wrap=True,
     )
-    runs = [RunDirectory.create(folder / name, to_toml(config)) for name, config in zip(names, configs, strict=True)]
+    runs = [
+        RunDirectory.create(free_path(folder / folder_name(name)), to_toml(config))
+        for name, config in zip(names, configs, strict=True)
+    ]
     with TerminalReporter(console, base.train.steps) as reporter:
         arms = train_side_by_side(trainers, names, runs, _progress(reporter, base.train.steps))
     if is_json:
-        print_json("demo", {"arms": [asdict(arm) for arm in arms], "runs": [str(run.path) for run in runs]})
+        print_json(
+            "demo", {**_circumstances(), "arms": [asdict(arm) for arm in arms], "runs": [str(run.path) for run in runs]}
+        )
         return
     output = result_console()
     output.print(comparison(arms))
     output.print()
     output.print(CAVEAT, soft_wrap=True)
     output.print(f"Configurations and metrics are in {folder}.", markup=False, soft_wrap=True)
+
+
+def _circumstances() -> dict[str, Any]:
+    """Return date and machine, which the figures belong to."""
+    import datetime
+
+    import torch
+
+    from mezzotint.hardware.probe import probe
+
+    facts = probe(None)
+    machine = {"cpu": facts.name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    return {"date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(), "machine": machine}
 
 
 def _progress(reporter: "TerminalReporter", num_updates: int) -> Callable[[int, dict[str, float], float], None]:

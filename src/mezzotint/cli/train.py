@@ -115,9 +115,9 @@ def _check_early(config: "RunConfig") -> None:
 
 def _free_folder(config: "RunConfig") -> Path:
     """Return runs/<recipe>-<policy>, with a number where that exists."""
-    from mezzotint.training.rundir import free_path
+    from mezzotint.training.rundir import folder_name, free_path
 
-    return free_path(Path("runs") / f"{config.recipe}-{config.policy}".replace(" ", "").replace("/", "-"))
+    return free_path(Path("runs") / folder_name(f"{config.recipe}-{config.policy}"))
 
 
 def _run(
@@ -132,7 +132,7 @@ def _run(
     console = progress_console()
     trainer = Trainer(config, open_corpus(config.data, block_size=config.model.block_size))
     chosen = {"policy": str(trainer.engine.policy), "reasons": list(trainer.engine.decision.reasons)}
-    tracker = TensorBoardTracker(run.path / "tensorboard", 0) if has_tensorboard else NoTracker()
+    tracker = TensorBoardTracker(run.path / "tensorboard") if has_tensorboard else NoTracker()
     with TerminalReporter(console, config.train.steps) as reporter:
         reporter.note(f"policy  {chosen['policy']}")
         for reason in chosen["reasons"]:

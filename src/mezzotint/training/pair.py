@@ -7,8 +7,9 @@ another seed moves the final loss as well.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mezzotint.errors import ConfigError
 from mezzotint.training.loop import metrics_line
@@ -39,6 +40,15 @@ class Arm:
     state_memory: StateMemory
     skipped: int
     losses: tuple[float, ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Arm":
+        """Return the arm whose fields `data` holds, as `mezzotint demo --json` prints them."""
+        memories = {
+            "step_memory": StepMemory(**data["step_memory"]),
+            "state_memory": StateMemory(**data["state_memory"]),
+        }
+        return cls(**{**data, **memories, "losses": tuple(data["losses"])})
 
 
 def train_side_by_side(

@@ -1,6 +1,7 @@
 """The run directory: config.toml, metrics.jsonl, checkpoints/, and a lock while somebody trains into it."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -92,6 +93,11 @@ class RunDirectory:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def folder_name(text: str) -> str:
+    """Return `text`, a policy or a recipe, as the name of a folder."""
+    return re.sub(r"[^\w.=-]+", "-", text).strip("-")
 
 
 def free_path(path: Path) -> Path:

@@ -32,20 +32,24 @@ class NoTracker:
 class TensorBoardTracker:
     """Writes curves for TensorBoard, through the extra `mezzotint[tensorboard]`. Raises ConfigError without it."""
 
-    def __init__(self, folder: Path, first_update: int) -> None:
+    def __init__(self, folder: Path) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ConfigError("--tensorboard needs a package: pip install 'mezzotint[tensorboard]'") from None
-        # whatever an interrupted run wrote after its last checkpoint is hidden
-        self._writer = SummaryWriter(str(folder), purge_step=first_update + 1)
+        self._open = lambda step: SummaryWriter(str(folder), purge_step=step)
+        self._writer: Any = None
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Take the metrics of one update."""
+        if self._writer is None:
+            # purging from the first step hides what an interrupted run wrote after its last checkpoint
+            self._writer = self._open(line["step"])
         for name in CURVES:
             if line.get(name) is not None:
                 self._writer.add_scalar(name, line[name], line["step"])
 
     def close(self) -> None:
         """Finish writing."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

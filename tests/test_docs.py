@@ -1,0 +1,41 @@
+"""What the documents say is generated from records or runs as it stands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_generated_parts_are_fresh() -> None:
+    script = ROOT / "scripts" / "generate_docs.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], check=False)
+    assert done.returncode == 0, "run python scripts/generate_docs.py"
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_code_in_the_readme_runs(code: str) -> None:
+    out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "stepped" in out
+
+
+def test_commands_in_the_readme_exist() -> None:
+    commands = set(re.findall(r"`mezzotint (\w+)", README))
+    assert {"demo", "doctor", "train"} <= commands
+    for command in commands:
+        subprocess.run([sys.executable, "-m", "mezzotint.cli.main", command, "--help"], check=True, capture_output=True)
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_policy_text_in_the_readme_is_what_parse_prints() -> None:
+    from mezzotint.policy.grammar import parse_policy
+
+    assert f"`{parse_policy('bf16-mixed')}`" in README.replace("\n", " ")
