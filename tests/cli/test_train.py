@@ -198,3 +198,56 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number: int, cod
     # the child ran with one thread, this process may have more: compare what does not depend on it
     assert len(losses("r")) == len(losses("whole")) == 400
     assert losses("r") == pytest.approx(losses("whole"), rel=1e-3)
+
+
+def test_a_full_disk_keeps_the_checkpoints_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    """Training into a file system that fills up ends with a sentence; with room again, it goes on to the end."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"mounting a small file system is not permitted here: {made.stderr.strip()}")
+    try:
+        text = sentence(
+            "tiny-1m",
+            "--policy",
+            "float32",
+            "--out",
+            "disk/r",
+            *settings("train.save_every=1", "train.keep_checkpoints=9"),
+        )
+        assert "full" in text or "No space" in text
+        assert "safe" in text
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        assert run("--resume", "disk/r").exit_code == 0
+        lines = [json.loads(line) for line in (disk / "r" / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
+    assert run("tiny-1m", "--policy", "float32", "--out", "r", *settings()).exit_code == 0
+    before = (tmp_path / "r" / "metrics.jsonl").read_text()
+    newest = tmp_path / "r" / "checkpoints" / "step-00000006" / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    result = run("--resume", "r")
+    assert result.exit_code == 0
+    assert "tensors.safetensors is damaged" in result.stderr
+    assert "resuming after step 3" in result.stderr
+
+    def losses(text: str) -> list[float]:
+        return [json.loads(line)["loss"] for line in text.splitlines()]
+
+    assert losses((tmp_path / "r" / "metrics.jsonl").read_text()) == losses(before)
+
+
+def test_changed_data_are_noticed_on_resume(tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_text("some text to learn from\n" * 500)
+    args = ["tiny-1m", "--policy", "float32", "--out", "r", "--data", "data.txt"]
+    assert run(*args, *settings()).exit_code == 0
+    (tmp_path / "data.txt").write_text("some other text\n" * 500)
+    result = run("--resume", "r")
+    assert "training data changed since the checkpoint" in str(result.exception)

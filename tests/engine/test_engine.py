@@ -7,7 +7,7 @@ import torch
 from loops import ToyModel, batch, same_bits, toy, values
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 import mezzotint as mz
 from mezzotint.errors import EngineError, PolicyError
@@ -109,6 +109,7 @@ def test_backward_inside_forward_is_refused():
         (lambda m, o: mz.Engine(m, o, accumulate=0, policy="float32"), "accumulate=0"),
         (lambda m, o: mz.Engine(m, torch.optim.LBFGS(m.parameters()), policy="float32"), "LBFGS"),
         (lambda m, o: mz.Engine(m, [], policy="float32"), "no optimizer"),
+        (lambda m, o: mz.Engine(m, o, policy="float32", scheduler=ReduceLROnPlateau(o)), "steps on a metric"),
         (lambda m, o: mz.Engine(nn.ReLU(), o, policy="float32"), "no parameters"),
         (lambda m, o: mz.Engine([m, "x"], o, policy="float32"), "model '1' is a str"),
         (lambda m, o: mz.Engine(ToyModel().to("meta"), o, policy="float32"), "meta device"),

@@ -24,7 +24,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings under which nothing could be read."""
-        if not self.source:
+        if not self.source or not all(self.source):
             raise ConfigError("data.source is empty; name a file, a folder or stdlib")
         if self.tokenizer not in ("bytes", "bpe"):
             raise ConfigError(f"data.tokenizer={self.tokenizer!r} is refused; pass bytes or bpe")

@@ -47,7 +47,7 @@ def _documents(source: str) -> Iterator[Text]:
         yield from _hugging_face(source.removeprefix("hf:"))
     else:
         path = Path(source)
-        if path.is_dir():
+        if _is_folder(path):
             yield from _folder(path, pattern="*")
         else:
             yield _file(path)
@@ -64,7 +64,7 @@ def _file(path: Path) -> Text:
 def _folder(root: Path, pattern: str) -> Iterator[Text]:
     """Yield the text files below `root`, sorted by path; binary files and hidden folders are passed over."""
     count = 0
-    for path in sorted(root.rglob(pattern)):
+    for path in _listed(root, pattern):
         inner = path.relative_to(root).parts
         if any(part in SKIPPED_FOLDERS or part.startswith(".") for part in inner) or not path.is_file():
             continue
@@ -84,11 +84,26 @@ def _hugging_face(name: str) -> Iterator[Text]:
     try:
         rows = datasets.load_dataset(name, split="train")
     except Exception as error:  # the library raises dozens of kinds, and each means that there are no data
-        raise DataError(f"the dataset hf:{name} cannot be loaded: {str(error).splitlines()[0]}") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"the dataset hf:{name} cannot be loaded: {reason}") from None
     if "text" not in rows.column_names:
         raise DataError(f"the dataset hf:{name} has no column 'text', only {', '.join(rows.column_names)}")
     for index, row in enumerate(rows):
-        yield Text(origin=f"hf:{name}[{index}]", content=(row["text"] + "\n").encode())
+        yield Text(origin=f"hf:{name}[{index}]", content=((row["text"] or "") + "\n").encode())
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name too long, a parent that cannot be searched: reading it says so
+        return False
+
+
+def _listed(root: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(root.rglob(pattern))
+    except OSError as error:
+        raise DataError(f"the folder {root} cannot be read: {error.strerror or error}") from None
 
 
 def _read(path: Path) -> bytes:
@@ -98,6 +113,8 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path} does not exist; pass a file or folder of text") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # a zero byte in the name
+        raise DataError(f"{str(path)!r} cannot be read: {error}") from None
 
 
 def _why_not_text(content: bytes) -> str | None:

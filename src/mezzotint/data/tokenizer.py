@@ -76,11 +76,12 @@ class BpeTokenizer:
     @classmethod
     def load(cls, path: Path) -> "BpeTokenizer":
         """Return the tokenizer that `save` wrote."""
-        return cls(_library().Tokenizer.from_file(str(path)))
+        # read and written here: the library's own reading and writing raise no OSError
+        return cls(_library().Tokenizer.from_str(path.read_text(encoding="utf-8")))
 
     def save(self, path: Path) -> None:
         """Write the tokenizer as JSON."""
-        self._inner.save(str(path))
+        path.write_text(self._inner.to_str(pretty=True), encoding="utf-8")
 
 
 def encode_all(texts: Sequence[Text], tokenizer: Tokenizer) -> np.ndarray[Any, np.dtype[Any]]:

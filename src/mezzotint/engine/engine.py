@@ -30,7 +30,7 @@ from mezzotint.engine import casting
 from mezzotint.engine.gradients import nonfinite_parameters, prepare_gradients
 from mezzotint.engine.lane import Lane
 from mezzotint.engine.result import Outcome, StepResult
-from mezzotint.engine.setup import check_optimizers, decide_policy, model_device, named
+from mezzotint.engine.setup import check_optimizers, check_schedulers, decide_policy, model_device, named
 from mezzotint.engine.state import engine_state, load_engine_state
 from mezzotint.engine.weights import (
     LOW_DTYPES,
@@ -89,6 +89,7 @@ class Engine:
         self.policy = self.decision.value
         casting.check_engine_policy(self.policy)
         check_optimizers(self.optimizers)
+        check_schedulers(self.schedulers)
         self._names = parameter_names(self.models)
         self._shadowed = self._store_weights(seed)
         self._forward_depth = 0

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mezzotint.errors import EngineError
 from mezzotint.hardware.probe import probe
@@ -55,4 +56,14 @@ def check_optimizers(optimizers: Mapping[str, Optimizer]) -> None:
             raise EngineError(
                 f"optimizer {name!r} is LBFGS, which evaluates the loss inside its step; the engine's three parts "
                 "cannot serve that, so pass an optimizer without a closure, such as AdamW"
+            )
+
+
+def check_schedulers(schedulers: Mapping[str, LRScheduler]) -> None:
+    """Refuse schedulers that need more than the news of a step; raise EngineError."""
+    for name, scheduler in schedulers.items():
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise EngineError(
+                f"scheduler {name!r} is ReduceLROnPlateau, which steps on a metric that the engine does not know; keep "
+                "it out of the engine and call its step(metric) after each evaluation"
             )

@@ -9,14 +9,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import torch
 
-from mezzotint.errors import NonFiniteError
 from mezzotint.policy.scaling import ScalingKind
 from mezzotint.training.checkpoint import load_newest, save_checkpoint
 from mezzotint.training.metrics import MetricsWriter, read_metrics
@@ -46,7 +45,13 @@ def run_training(
     Raises CheckpointError when resuming finds no checkpoint that is whole and fits, NonFiniteError when NaN persists
     (the last checkpoint is then as good as ever), TrainingError when the disk is full.
     """
-    writer = MetricsWriter(run.metrics_path)
+    with closing(MetricsWriter(run.metrics_path)) as writer:
+        return _run(trainer, run, reporter, writer, resume=resume, tracker=tracker)
+
+
+def _run(
+    trainer: Trainer, run: RunDirectory, reporter: Reporter, writer: MetricsWriter, *, resume: bool, tracker: Tracker
+) -> RunSummary:
     if resume:
         _go_back(trainer, run, reporter)
         writer.truncate_after(trainer.num_updates)
@@ -76,7 +81,6 @@ def run_training(
             save_checkpoint(
                 run.checkpoints_path, trainer.num_updates, checkpoint_state(trainer), keep=every.keep_checkpoints
             )
-    writer.close()
     is_over = trainer.is_finished and stopped_by is None
     return RunSummary(
         updates=trainer.num_updates,
@@ -144,11 +148,7 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _timed_update(trainer: Trainer, stopwatch: Stopwatch) -> UpdateRecord:
     start = time.perf_counter()
-    try:
-        record = trainer.update()
-    except NonFiniteError as error:
-        error.add_note(f"step {trainer.num_updates + 1}")
-        raise
+    record = trainer.update()
     stopwatch.add(time.perf_counter() - start)
     return record
 

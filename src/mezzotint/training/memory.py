@@ -45,9 +45,11 @@ class StateMemory:
         return (self.weights_bytes + self.masters_bytes + self.optimizer_bytes) / self.num_parameters
 
 
-def measure_step(forward: Callable[[], torch.Tensor], backward: Callable[[torch.Tensor], None]) -> StepMemory:
-    """Run `forward`, which returns the loss, and `backward` of it, and return what they allocated."""
-    if torch.cuda.is_available():
+def measure_step(
+    forward: Callable[[], torch.Tensor], backward: Callable[[torch.Tensor], None], device: torch.device
+) -> StepMemory:
+    """Run `forward`, which returns the loss, and `backward` of it, and return what they allocated on `device`."""
+    if device.type == "cuda":
         return _measure_cuda(forward, backward)
     marks: list[int] = []
     profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)

@@ -1,6 +1,7 @@
 """Trackers: the metrics of a run, shown elsewhere while it trains."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,14 +38,14 @@ class TensorBoardTracker:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ConfigError("--tensorboard needs a package: pip install 'mezzotint[tensorboard]'") from None
-        self._open = lambda step: SummaryWriter(str(folder), purge_step=step)
+        self._open = partial(SummaryWriter, str(folder))
         self._writer: Any = None
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Take the metrics of one update."""
         if self._writer is None:
             # purging from the first step hides what an interrupted run wrote after its last checkpoint
-            self._writer = self._open(line["step"])
+            self._writer = self._open(purge_step=line["step"])
         for name in CURVES:
             if line.get(name) is not None:
                 self._writer.add_scalar(name, line[name], line["step"])

@@ -20,6 +20,7 @@ from mezzotint.data.tokens import Corpus
 from mezzotint.engine.engine import Engine
 from mezzotint.engine.result import StepResult
 from mezzotint.errors import CheckpointError
+from mezzotint.hardware.probe import probe
 from mezzotint.models.gpt import GPT
 from mezzotint.training.config import RunConfig
 from mezzotint.training.memory import StepMemory, measure_step
@@ -47,10 +48,7 @@ class Trainer:
         self.config = config
         self.corpus = corpus
         self.num_updates = 0
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if config.device != "auto":
-            device = torch.device(config.device)
-        self.device = device
+        device = self.device = torch.device(probe(None if config.device == "auto" else config.device).device)
         with torch.random.fork_rng(devices=_cuda_devices(device)):
             torch.manual_seed(config.seed)
             # weights are drawn on the CPU, so that every device starts from the same ones
@@ -103,7 +101,7 @@ class Trainer:
         """Return the memory of one forward and backward on the next batch, leaving no trace in the run."""
         inputs, targets = self._batch(0)
         with self._own_rng(is_kept=False):
-            memory = measure_step(lambda: self._forward(inputs, targets), self.engine.backward)
+            memory = measure_step(lambda: self._forward(inputs, targets), self.engine.backward, self.device)
         self.engine.discard()
         return memory
 
