@@ -26,8 +26,9 @@ install: $(VENV)/.base
 demo: $(VENV)/.base
 	@$(BIN)/mezzotint demo
 
+# One thread a process: two OpenMP teams on two cores wait for each other far longer than they compute.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -177,10 +177,10 @@ def test_errors_are_written_to_stderr_with_exit_code_2() -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number: int, code: int, tmp_path: Path) -> None:
-    whole = run("tiny-1m", "--policy", "float32", "--out", "whole", *settings("train.steps=400"))
+    whole = run("tiny-1m", "--policy", "float32", "--out", "whole", *settings("train.steps=150"))
     assert whole.exit_code == 0
     child = process(
-        "tiny-1m", "--policy", "float32", "--out", "r", *settings("train.steps=400", "train.save_every=1000")
+        "tiny-1m", "--policy", "float32", "--out", "r", *settings("train.steps=150", "train.save_every=1000")
     )
     metrics = tmp_path / "r" / "metrics.jsonl"
     deadline = time.monotonic() + 60
@@ -196,7 +196,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number: int, cod
         return [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
 
     # the child ran with one thread, this process may have more: compare what does not depend on it
-    assert len(losses("r")) == len(losses("whole")) == 400
+    assert len(losses("r")) == len(losses("whole")) == 150
     assert losses("r") == pytest.approx(losses("whole"), rel=1e-3)
 
 

@@ -45,12 +45,16 @@ def test_any_order_of_asking_gives_the_same() -> None:
 def test_an_epoch_takes_each_block_once_and_stays_inside(num_train: int, block: int, batch: int, seed: int) -> None:
     source = batches(num_train, block, batch, seed)
     per_epoch = source.blocks_per_epoch
+    fit = (num_train - 1) // block
+    assert max(fit - 1, 1) == per_epoch  # one less than fit, so that the offset can differ from epoch to epoch
     num_batches = -(-2 * per_epoch // batch)
     rows = torch.cat([source[index][0] for index in range(num_batches)])
     last = torch.cat([source[index][1] for index in range(num_batches)]).max()
     assert int(last) < num_train
     for epoch in (rows[:per_epoch], rows[per_epoch : 2 * per_epoch]):
-        assert len(epoch.flatten().unique()) == per_epoch * block
+        starts = epoch[:, 0].sort().values
+        assert torch.equal(starts, starts[0] + block * torch.arange(per_epoch))
+        assert torch.equal(epoch, epoch[:, :1] + torch.arange(block))
 
 
 def test_epochs_differ_in_order_and_offset() -> None:
@@ -59,6 +63,8 @@ def test_epochs_differ_in_order_and_offset() -> None:
     second = [int(source[source.blocks_per_epoch + i][0][0, 0]) for i in range(source.blocks_per_epoch)]
     assert first != second
     assert sorted(first) != first
+    offsets = [int(source[epoch * source.blocks_per_epoch][0][0, 0]) % 10 for epoch in range(10)]
+    assert len(set(offsets)) > 3
 
 
 def test_validation_is_fixed_and_apart_from_training() -> None:
@@ -68,6 +74,20 @@ def test_validation_is_fixed_and_apart_from_training() -> None:
     assert [tuple(inputs.shape) for inputs, _ in first] == [(3, 10), (3, 10)]
     assert all(int(inputs.min()) >= 1000 for inputs, _ in first)
     assert all(int(targets.max()) < 1100 for _, targets in first)
+
+
+def test_validation_is_the_same_for_every_seed_and_spread_to_the_end() -> None:
+    firsts = [int(inputs[0, 0]) for inputs, _ in batches(batch=1, seed=7).validation(3)]
+    assert firsts == [1000, 1040, 1080]
+    assert firsts == [int(inputs[0, 0]) for inputs, _ in batches(batch=1, seed=8).validation(3)]
+
+
+def test_the_shortest_corpus_that_is_allowed_has_one_block() -> None:
+    source = Batches(corpus(11, 11), block_size=10, batch_size=4, seed=0)
+    assert source.blocks_per_epoch == 1
+    assert torch.equal(source[5][1], torch.arange(1, 11).expand(4, 10))
+    ((_, targets),) = source.validation(9)
+    assert torch.equal(targets, torch.arange(12, 22)[None])
 
 
 @pytest.mark.parametrize(("asked", "blocks"), [(1, 3), (3, 9), (100, 9)])

@@ -31,6 +31,13 @@ def test_a_cut_keeps_characters_whole(tmp_path: Path) -> None:
         assert limit - 3 <= len(text.content) <= limit
 
 
+def test_sources_follow_each_other_and_one_limit_bounds_them_all(tmp_path: Path) -> None:
+    names = [str(write(tmp_path / name, name.encode() * 4)) for name in ("b", "a", "c")]
+    assert [text.content for text in read_sources(names, 100)] == [b"bbbb", b"aaaa", b"cccc"]
+    assert [text.content for text in read_sources(names, 6)] == [b"bbbb", b"aa"]
+    assert [text.origin for text in read_sources(names, 8)] == names[:2]
+
+
 def test_a_folder_is_sorted_and_passes_over_what_is_no_text(tmp_path: Path) -> None:
     for name in ("b.txt", "a.md", "deep/c.py", "image.png", ".hidden/d.txt", "empty.txt"):
         content = b"\x89PNG\0" if name.endswith("png") else b"" if name.startswith("empty") else name.encode()
@@ -63,6 +70,21 @@ def test_missing_path_and_folder_without_text(tmp_path: Path) -> None:
         read_sources([str(tmp_path)], 100)
 
 
+@pytest.mark.parametrize(("name", "words"), [("a" * 300, "too long"), ("a\0b", "null byte")])
+def test_a_name_that_no_file_can_have(name: str, words: str) -> None:
+    with pytest.raises(DataError, match=f"cannot be read: .*{words}"):
+        read_sources([name], 100)
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path, _pattern: str) -> list[Path]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rglob", refuse)
+    with pytest.raises(DataError, match=r"the folder .* cannot be read: Permission denied"):
+        read_sources([str(tmp_path)], 100)
+
+
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.txt", b"text")
 
@@ -92,6 +114,23 @@ def test_a_dataset_through_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "datasets", Library)
     assert [text.content for text in read_sources(["hf:some/set"], 100)] == [b"one\n", b"two\n"]
+    monkeypatch.setattr(Library, "load_dataset", lambda name, split: Rows([{"text": None}, {"text": "three"}]))
+    assert [text.content for text in read_sources(["hf:some/set"], 100)] == [b"\n", b"three\n"]
     Rows.column_names = ("image",)
     with pytest.raises(DataError, match="no column 'text', only image"):
+        read_sources(["hf:some/set"], 100)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(ConnectionError("no route\nto host"), "no route$"), (NotImplementedError(), "NotImplementedError$")],
+)
+def test_a_dataset_that_cannot_be_loaded(error: Exception, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        @staticmethod
+        def load_dataset(name: str, split: str) -> None:
+            raise error
+
+    monkeypatch.setitem(sys.modules, "datasets", Library)
+    with pytest.raises(DataError, match=f"hf:some/set cannot be loaded: {words}"):
         read_sources(["hf:some/set"], 100)

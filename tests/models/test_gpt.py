@@ -29,43 +29,88 @@ def gradients(model: GPT, loss: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(loss, list(model.parameters())))
 
 
+EXACT = {"rtol": 1e-10, "atol": 1e-13}  # float64 sums of at most 1000 terms of order 1: 1000 * 2**-53 = 1e-13
+# float32: 48 tokens and 53 columns are summed in another order, so 100 roundings of 2**-24 at worst, where the terms
+# do not cancel; gradients are of order 0.01 and cancel, hence the absolute part
+ROUNDED = {"rtol": 100 * 2**-24, "atol": 0.01 * 100 * 2**-24}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, EXACT), (torch.float32, ROUNDED)])
+@pytest.mark.parametrize("chunk_rows", [1, 7, 48, 1000])
 @pytest.mark.parametrize("is_head_tied", [False, True])
 @pytest.mark.parametrize("keep_logits", [False, True])
-def test_loss_and_gradients_equal_plain_cross_entropy(keep_logits: bool, is_head_tied: bool) -> None:
-    model, inputs, targets = build(is_head_tied=is_head_tied)
-    model.double()
+def test_loss_and_gradients_equal_plain_cross_entropy(
+    keep_logits: bool, is_head_tied: bool, chunk_rows: int, dtype: torch.dtype, tolerance: dict
+) -> None:
+    model, inputs, targets = build(is_head_tied=is_head_tied, loss_chunk_rows=chunk_rows)
+    model.to(dtype)
     targets = targets.clone()
     targets[0, :5] = -100
     logits, loss = model(inputs, targets, keep_logits=keep_logits)
     assert (logits is None) == (not keep_logits)
     plain, _ = model(inputs)
+    if keep_logits:
+        assert torch.equal(logits, plain)
     expected = F.cross_entropy(plain.flatten(0, 1), targets.flatten())
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
-    # the sum of chunks is kept in float32 or wider, so gradients in float64 agree to its rounding
+    assert loss.dtype == dtype
+    torch.testing.assert_close(loss, expected, **tolerance)
     for ours, theirs in zip(gradients(model, loss), gradients(model, expected), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("how", ["autocast", "bfloat16 weights"])
+def test_the_loss_of_low_precision_logits_is_taken_in_float32(how: str) -> None:
+    """In bfloat16 the log-softmax alone would be off by 2**-9."""
+    model, inputs, targets = build()
+    if how == "bfloat16 weights":
+        model.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        logits, loss = model(inputs, targets)
+        _, again = model(inputs, targets, keep_logits=False)
+    assert logits.dtype == torch.bfloat16
+    expected = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    for ours in (loss, again):
+        torch.testing.assert_close(ours, expected, **ROUNDED)
+
+
+def test_ignored_tokens_have_no_say() -> None:
+    model, inputs, targets = build()
+    targets = targets.clone()
+    targets[0] = -100
+    without = model(inputs[1:], targets[1:])[1]
+    torch.testing.assert_close(model(inputs, targets)[1], without, **ROUNDED)  # other chunks, so another order
+    targets[:] = -100
+    assert model(inputs, targets)[1].isnan()  # the mean of nothing, as F.cross_entropy has it
 
 
 class Watch(TorchDispatchMode):
-    """Counts the elements of the largest float32 tensor that an operation makes with the given last axis."""
+    """Counts the elements of the largest float32 tensor that an operation makes out of logits.
 
-    def __init__(self, width: int) -> None:
+    These are the tensors whose last axis is the vocabulary, and those of any shape with exactly `whole` elements.
+    """
+
+    def __init__(self, width: int, whole: int) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.whole = width, whole
         self.largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for item in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(item, Tensor) and item.dtype == torch.float32 and item.shape[-1:] == (self.width,):
+            if not isinstance(item, Tensor) or item.dtype != torch.float32:
+                continue
+            if item.shape[-1:] == (self.width,) or item.numel() == self.whole:
                 self.largest = max(self.largest, item.numel())
         return out
 
 
+@pytest.mark.parametrize("is_body_frozen", [False, True])
 @pytest.mark.parametrize("keep_logits", [False, True])
-def test_float32_logits_never_exist_as_a_whole(keep_logits: bool) -> None:
+def test_float32_logits_never_exist_as_a_whole(keep_logits: bool, is_body_frozen: bool) -> None:
     model, inputs, targets = build(vocab_size=53)
-    with Watch(53) as watch:
+    model.requires_grad_(not is_body_frozen)
+    model.head.requires_grad_()
+    with Watch(53, inputs.numel() * 53) as watch:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             _, loss = model(inputs, targets, keep_logits=keep_logits)
         loss.backward()
@@ -73,21 +118,50 @@ def test_float32_logits_never_exist_as_a_whole(keep_logits: bool) -> None:
     assert 0 < watch.largest <= SMALL.loss_chunk_rows * 53 < inputs.numel() * 53
 
 
+@pytest.mark.parametrize("keep_logits", [False, True])
+def test_float32_logits_are_not_saved_for_backward(keep_logits: bool) -> None:
+    """Chunk by chunk they could still add up to the whole until backward."""
+    model, inputs, targets = build(vocab_size=53)
+    for is_body_frozen in (False, True):
+        model.requires_grad_(not is_body_frozen)
+        model.head.requires_grad_()
+        saved: list[Tensor] = []
+        with (
+            torch.autograd.graph.saved_tensors_hooks(lambda tensor, kept=saved: kept.append(tensor) or tensor, id_of),
+            torch.autocast("cpu", dtype=torch.bfloat16),
+        ):
+            model(inputs, targets, keep_logits=keep_logits)
+        assert saved
+        assert not [tensor for tensor in saved if tensor.dtype == torch.float32 and tensor.shape[-1:] == (53,)]
+
+
+def id_of(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def test_the_watch_sees_whole_logits_where_they_are_made() -> None:
     model, inputs, targets = build(vocab_size=53)
-    with Watch(53) as watch, torch.autocast("cpu", dtype=torch.bfloat16):
+    with Watch(53, inputs.numel() * 53) as watch, torch.autocast("cpu", dtype=torch.bfloat16):
         logits, _ = model(inputs)
         F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
     assert watch.largest == inputs.numel() * 53
 
 
-def test_a_token_changes_only_what_follows() -> None:
+@pytest.mark.parametrize("place", [0, 9, 15])
+def test_a_token_changes_only_what_follows(place: int) -> None:
     model, inputs, _ = build()
     changed = inputs.clone()
-    changed[:, 9] = (changed[:, 9] + 1) % SMALL.vocab_size
+    changed[:, place] = (changed[:, place] + 1) % SMALL.vocab_size
     before, after = model(inputs)[0], model(changed)[0]
-    assert torch.equal(before[:, :9], after[:, :9])
-    assert not torch.allclose(before[:, 9:], after[:, 9:])
+    assert torch.equal(before[:, :place], after[:, :place])
+    for later in range(place, 16):
+        assert not torch.equal(before[:, later], after[:, later])
+
+
+def test_a_shorter_sequence_has_the_logits_of_its_beginning() -> None:
+    """Also in value: no position looks ahead. Sums of another length round otherwise, by a few 2**-24."""
+    model, inputs, _ = build()
+    torch.testing.assert_close(model(inputs[:, :5])[0], model(inputs)[0][:, :5], rtol=1e-5, atol=1e-7)
 
 
 def test_rotary_scores_depend_on_the_distance_only() -> None:
@@ -102,9 +176,23 @@ def test_rotary_scores_depend_on_the_distance_only() -> None:
     assert abs(float(scores[0, 0] - scores[20, 0])) > 1e-3
 
 
+def test_rotation_keeps_lengths_and_starts_at_none() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 50, 8, dtype=torch.bfloat16)
+    turned = rotate(x, rotary_tables(50, 8, 10000.0, torch.device("cpu")))
+    assert turned.dtype == torch.bfloat16
+    assert torch.equal(turned[:, :, 0], x[:, :, 0])
+    # each entry is rounded once to 8 bits, so the length is off by 2**-9 at most, and float32 adds little
+    torch.testing.assert_close(turned.float().norm(dim=-1), x.float().norm(dim=-1), rtol=2**-8, atol=0)
+
+
 def test_positions_stay_float32_under_autocast_and_in_a_bfloat16_model() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cos, sin = rotary_tables(4096, 64, 10000.0, torch.device("cpu"))
+    # against float64: the angle is a float32 product of float32 factors, of up to 4095, so off by 2 * 4096 * 2**-24
+    angles = torch.arange(4096)[:, None].double() * 10000.0 ** -(torch.arange(0, 64, 2).double() / 64)
+    torch.testing.assert_close(cos.double(), angles.cos(), rtol=0, atol=4096 * 2**-22)
+    torch.testing.assert_close(sin.double(), angles.sin(), rtol=0, atol=4096 * 2**-22)
     assert cos.dtype == sin.dtype == torch.float32
     assert len(cos[:, 0].unique()) > 3000  # in bfloat16, positions above 256 would share their angles
     model, _, _ = build()
@@ -115,6 +203,8 @@ def test_a_tied_head_shares_its_weight() -> None:
     tied, _, _ = build(is_head_tied=True)
     untied, _, _ = build(is_head_tied=False)
     assert tied.head.weight is tied.embed.weight
+    assert untied.head.weight is not untied.embed.weight
+    assert tied.flops_per_token == untied.flops_per_token
     assert untied.num_parameters - tied.num_parameters == SMALL.vocab_size * SMALL.dim
 
 
@@ -142,7 +232,38 @@ def test_generate() -> None:
     assert torch.equal(sample(0), sample(0))
     assert not torch.equal(sample(0), sample(1))
     assert torch.equal(sample(0, temperature=0), sample(1, top_k=1))
+    assert torch.equal(sample(0, top_k=10**6), sample(0))
     assert model.training
+    model.eval()
+    sample(0)
+    assert not model.training
+
+
+def test_generating_sees_the_latest_block() -> None:
+    """Greedy, by hand: each token is the likeliest after the 16 before it, which outgrow the block."""
+    model, inputs, _ = build()
+    ids = inputs[:1, :3]
+    for _ in range(30):
+        logits, _ = model(ids[:, -16:])
+        ids = torch.cat((ids, logits[:, -1:].argmax(dim=-1)), dim=1)
+    assert torch.equal(model.generate(inputs[:1, :3], num_tokens=30, temperature=0), ids)
+
+
+def test_only_the_likeliest_are_drawn() -> None:
+    model, inputs, _ = build()
+    for parameter in model.parameters():  # further from uniform, so that chance would show
+        parameter.data.mul_(3)
+    likeliest = model(inputs[:1])[0][0, -1].topk(3).indices.tolist()
+    prompts = inputs[:1].expand(200, -1)
+    drawn = model.generate(prompts, num_tokens=1, top_k=3, generator=torch.Generator().manual_seed(0))[:, -1]
+    assert set(drawn.tolist()) == set(likeliest)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": 0}])
+def test_settings_that_draw_nothing(settings: dict) -> None:
+    model, inputs, _ = build()
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        model.generate(inputs, num_tokens=1, **settings)
 
 
 @pytest.mark.parametrize("prompt_length", [0])
@@ -166,6 +287,9 @@ def test_too_many_tokens() -> None:
         ({"num_layers": 0}, "num_layers=0"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"rope_base": 0.5}, "rope_base=0.5"),
+        ({"rope_base": float("nan")}, "rope_base=nan"),
+        ({"dropout": float("nan")}, "dropout=nan"),
+        ({"loss_chunk_rows": 0}, "loss_chunk_rows=0"),
     ],
 )
 def test_shapes_that_cannot_be_built(changes: dict, message: str) -> None:
@@ -174,7 +298,11 @@ def test_shapes_that_cannot_be_built(changes: dict, message: str) -> None:
 
 
 def test_flops_agree_with_torchs_counter() -> None:
-    """Exactly, with attention as plain products: the counter has no formula for the CPU's flash attention."""
+    """Exactly, with attention as plain products: the counter has no formula for the CPU's flash attention.
+
+    No tolerance is needed: causal attention counts in full for both, though half of it is masked, and elementwise
+    operations, norms, rotary positions and the loss count as nothing.
+    """
     model, inputs, targets = build()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(inputs, targets)[1].backward()

@@ -7,6 +7,7 @@ import typer
 
 from mezzotint.cli.demo import demo
 from mezzotint.cli.doctor import doctor
+from mezzotint.cli.formats import formats
 from mezzotint.cli.train import train
 from mezzotint.errors import MezzotintError
 from mezzotint.version import package_version
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (doctor, train, demo):
+for command in (doctor, formats, train, demo):
     app.command()(command)
 
 

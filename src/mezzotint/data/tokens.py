@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,20 +85,27 @@ def _digest(texts: list[Text], config: DataConfig) -> str:
 
 
 def _cached(digest: str, texts: list[Text], config: DataConfig) -> tuple[Ids, Tokenizer]:
+    refused = []
     for folder in _cache_folders():
+        ids_path, tokenizer_path = folder / f"{digest[:32]}.npy", folder / f"{digest[:32]}.json"
+        # files that are missing or damaged are made again
+        with suppress(Exception):
+            return _load(ids_path, tokenizer_path, config)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            ids_path, tokenizer_path = folder / f"{digest[:32]}.npy", folder / f"{digest[:32]}.json"
-            if not ids_path.exists():
-                _make(ids_path, tokenizer_path, texts, config)
-            tokenizer = BpeTokenizer.load(tokenizer_path) if config.tokenizer == "bpe" else ByteTokenizer()
-            return np.load(ids_path, mmap_mode="r"), tokenizer
-        except OSError:
-            continue  # a folder that cannot be written, or is full: the next may do
+            _make(ids_path, tokenizer_path, texts, config)
+            return _load(ids_path, tokenizer_path, config)
+        except OSError as error:  # a folder that cannot be written, or is full: the next may do
+            refused.append(f"{folder} ({error.strerror or error})")
     raise DataError(
-        "the token file can be written neither into the cache nor into a temporary folder; set MEZZOTINT_CACHE to a "
+        f"the token file cannot be written into {' or '.join(refused) or 'any folder'}; set MEZZOTINT_CACHE to a "
         "folder with space for it"
     )
+
+
+def _load(ids_path: Path, tokenizer_path: Path, config: DataConfig) -> tuple[Ids, Tokenizer]:
+    ids = np.load(ids_path, mmap_mode="r")
+    return ids, BpeTokenizer.load(tokenizer_path) if config.tokenizer == "bpe" else ByteTokenizer()
 
 
 def _make(ids_path: Path, tokenizer_path: Path, texts: list[Text], config: DataConfig) -> None:
@@ -105,10 +114,13 @@ def _make(ids_path: Path, tokenizer_path: Path, texts: list[Text], config: DataC
     unique = f"{os.getpid()}.{os.urandom(4).hex()}.partial"
     if config.tokenizer == "bpe":
         tokenizer = trained = BpeTokenizer.train(texts, config.vocab_size)
-        partial = tokenizer_path.with_suffix(f".{unique}")
-        trained.save(partial)
-        partial.replace(tokenizer_path)
-    partial = ids_path.with_suffix(f".{unique}")
+        partial = tokenizer_path.with_suffix(f".json.{unique}")
+        try:
+            trained.save(partial)
+            partial.replace(tokenizer_path)
+        finally:
+            _remove(partial)
+    partial = ids_path.with_suffix(f".npy.{unique}")
     try:
         with partial.open("wb") as file:
             np.save(file, encode_all(texts, tokenizer))
@@ -116,16 +128,24 @@ def _make(ids_path: Path, tokenizer_path: Path, texts: list[Text], config: DataC
             os.fsync(file.fileno())
         partial.replace(ids_path)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
-def _cache_folders() -> list[Path]:
+def _remove(partial: Path) -> None:
+    with suppress(OSError):  # the error that is on its way matters more
+        partial.unlink()
+
+
+def _cache_folders() -> Iterator[Path]:
     chosen = os.environ.get("MEZZOTINT_CACHE")
     if chosen:
-        return [Path(chosen)]
+        yield Path(chosen)
+        return
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    home = [Path(base)] if base else [Path.home() / ".cache"]
-    return [home[0] / "mezzotint" / "tokens", Path(tempfile.gettempdir()) / f"mezzotint-{_user()}" / "tokens"]
+    with suppress(RuntimeError):  # a user without a home, as in some containers
+        yield (Path(base) if base else Path.home() / ".cache") / "mezzotint" / "tokens"
+    with suppress(OSError):
+        yield Path(tempfile.gettempdir()) / f"mezzotint-{_user()}" / "tokens"
 
 
 def _user() -> str:

@@ -237,15 +237,13 @@ class Engine:
         scale = lane.scale
         loss = lane.last_loss()
         is_loss_finite = math.isfinite(loss)
-        if not is_loss_finite and lane.num_steps == 0 and lane.scale.skips_in_a_row == 0:
+        if not is_loss_finite and lane.num_steps == 0 and scale.skips_in_a_row == 0:
             raise NonFiniteError(
                 f"the first loss is {loss}, before any weight has changed and before any scaling; check the inputs for "
                 "NaN, and the model for a division by zero or a logarithm of zero",
                 tensors=("loss", *nonfinite),
             )
-        where = (
-            f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient of {_some(nonfinite)} is not finite"
-        )
+        where = f"the gradient of {_some(nonfinite)} is not finite" if is_loss_finite else f"the loss is {loss}"
         exhausted = scale.exhausted_by(gradients_finite=False)
         lane.scale = scale.after(gradients_finite=False)
         self._skipped_steps += 1

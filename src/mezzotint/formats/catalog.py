@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 
 from mezzotint.errors import FormatError
-from mezzotint.formats.spec import FloatFormat, Specials
+from mezzotint.formats.spec import BlockFormat, FloatFormat, Specials
 
 FLOAT64 = FloatFormat(
     name="float64",
@@ -76,6 +76,69 @@ FLOAT8_E5M2 = FloatFormat(
     aliases=("e5m2",),
 )
 
+FLOAT8_E4M3FNUZ = FloatFormat(
+    name="float8_e4m3fnuz",
+    bits=8,
+    exponent_bits=4,
+    mantissa_bits=3,
+    bias=8,
+    specials=Specials.FNUZ,
+    specification="Noune et al. 2022, 8-bit Numerical Formats for Deep Neural Networks (arXiv 2206.02915)",
+    aliases=("e4m3fnuz",),
+)
+FLOAT8_E5M2FNUZ = FloatFormat(
+    name="float8_e5m2fnuz",
+    bits=8,
+    exponent_bits=5,
+    mantissa_bits=2,
+    bias=16,
+    specials=Specials.FNUZ,
+    specification="Noune et al. 2022, 8-bit Numerical Formats for Deep Neural Networks (arXiv 2206.02915)",
+    aliases=("e5m2fnuz",),
+)
+FLOAT8_E8M0FNU = FloatFormat(
+    name="float8_e8m0fnu",
+    bits=8,
+    exponent_bits=8,
+    mantissa_bits=0,
+    bias=127,
+    specials=Specials.FN,
+    specification="OCP Microscaling Formats (MX) Specification 1.0, E8M0",
+    aliases=("e8m0",),
+    is_signed=False,
+    has_zero=False,
+)
+FLOAT6_E3M2FN = FloatFormat(
+    name="float6_e3m2fn",
+    bits=6,
+    exponent_bits=3,
+    mantissa_bits=2,
+    bias=3,
+    specials=Specials.NONE,
+    specification="OCP Microscaling Formats (MX) Specification 1.0, FP6 E3M2",
+    aliases=("e3m2",),
+)
+FLOAT6_E2M3FN = FloatFormat(
+    name="float6_e2m3fn",
+    bits=6,
+    exponent_bits=2,
+    mantissa_bits=3,
+    bias=1,
+    specials=Specials.NONE,
+    specification="OCP Microscaling Formats (MX) Specification 1.0, FP6 E2M3",
+    aliases=("e2m3",),
+)
+FLOAT4_E2M1FN = FloatFormat(
+    name="float4_e2m1fn",
+    bits=4,
+    exponent_bits=2,
+    mantissa_bits=1,
+    bias=1,
+    specials=Specials.NONE,
+    specification="OCP Microscaling Formats (MX) Specification 1.0, FP4 E2M1",
+    aliases=("e2m1", "fp4"),
+)
+
 FORMATS: tuple[FloatFormat, ...] = (
     FLOAT64,
     FLOAT32,
@@ -84,6 +147,41 @@ FORMATS: tuple[FloatFormat, ...] = (
     FLOAT16,
     FLOAT8_E4M3FN,
     FLOAT8_E5M2,
+    FLOAT8_E4M3FNUZ,
+    FLOAT8_E5M2FNUZ,
+    FLOAT8_E8M0FNU,
+    FLOAT6_E3M2FN,
+    FLOAT6_E2M3FN,
+    FLOAT4_E2M1FN,
+)
+
+
+def _mx(name: str, element: FloatFormat, *aliases: str) -> BlockFormat:
+    return BlockFormat(
+        name=name,
+        element=element,
+        scale=FLOAT8_E8M0FNU,
+        block_size=32,
+        has_tensor_scale=False,
+        specification="OCP Microscaling Formats (MX) Specification 1.0",
+        aliases=aliases,
+    )
+
+
+BLOCK_FORMATS: tuple[BlockFormat, ...] = (
+    _mx("mxfp8_e4m3", FLOAT8_E4M3FN, "mxfp8"),
+    _mx("mxfp8_e5m2", FLOAT8_E5M2),
+    _mx("mxfp6_e3m2", FLOAT6_E3M2FN, "mxfp6"),
+    _mx("mxfp6_e2m3", FLOAT6_E2M3FN),
+    _mx("mxfp4", FLOAT4_E2M1FN),
+    BlockFormat(
+        name="nvfp4",
+        element=FLOAT4_E2M1FN,
+        scale=FLOAT8_E4M3FN,
+        block_size=16,
+        has_tensor_scale=True,
+        specification="NVIDIA, Pretraining Large Language Models with NVFP4 (arXiv 2509.25149)",
+    ),
 )
 
 _BY_NAME = {word: fmt for fmt in FORMATS for word in (fmt.name, *fmt.aliases)}

@@ -175,10 +175,13 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Return prompt (B, T) and `num_tokens` sampled tokens behind it; the block's latest tokens are the context.
 
-        Temperature 0 takes the likeliest token. Raises ValueError for an empty prompt or a negative temperature.
+        Temperature 0 takes the likeliest token. Raises ValueError for an empty prompt, a negative temperature or a
+        `top_k` below 1.
         """
-        if prompt_ids.shape[1] == 0 or temperature < 0:
+        if prompt_ids.shape[1] == 0 or not temperature >= 0:
             raise ValueError("generate needs a prompt of at least one token and a temperature of 0 or more")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k={top_k} is refused; pass at least 1, or None for all tokens")
         was_training = self.training
         self.eval()
         ids = prompt_ids
@@ -220,14 +223,15 @@ def chunked_loss(rows_ND: Tensor, weight_VD: Tensor | None, targets_N: Tensor, c
     computed again in backward instead of being kept.
     """
     total = torch.zeros((), dtype=torch.float32, device=rows_ND.device)
-    is_kept = not torch.is_grad_enabled() or not rows_ND.requires_grad
+    needs_grad = rows_ND.requires_grad or (weight_VD is not None and weight_VD.requires_grad)
+    is_recomputed = torch.is_grad_enabled() and needs_grad
     for rows, targets in zip(torch.split(rows_ND, chunk_rows), torch.split(targets_N, chunk_rows), strict=True):
-        if is_kept:
-            total = total + _summed_loss(rows, weight_VD, targets)
-        else:
+        if is_recomputed:
             total = total + checkpoint(
                 _summed_loss, rows, weight_VD, targets, use_reentrant=False, preserve_rng_state=False
             )
+        else:
+            total = total + _summed_loss(rows, weight_VD, targets)
     return total / (targets_N != IGNORED).sum()
 
 

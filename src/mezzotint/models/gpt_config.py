@@ -1,5 +1,6 @@
 """The shape of the reference language model, loadable without torch."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -37,8 +38,8 @@ class GPTConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} is refused; pass a share from 0 up to, not including, 1")
-        if self.rope_base <= 1:
-            raise ValueError(f"rope_base={self.rope_base} is refused; pass more than 1, usually 10000")
+        if not 1 < self.rope_base < math.inf:
+            raise ValueError(f"rope_base={self.rope_base} is refused; pass a number above 1, usually 10000")
 
     @property
     def head_dim(self) -> int:

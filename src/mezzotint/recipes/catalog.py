@@ -30,7 +30,7 @@ def demo() -> RunConfig:
 
 
 def small_10m() -> RunConfig:
-    """10.6M parameters, bytes: an evening's toy on two cores."""
+    """10.7M parameters, bytes: an evening's toy on two cores."""
     return RunConfig(
         recipe="small-10m",
         model=GPTConfig(num_layers=6, num_heads=6, dim=384, ffn_dim=1024, block_size=256),
@@ -54,7 +54,7 @@ def base_124m() -> RunConfig:
 
 
 def large_350m() -> RunConfig:
-    """350M parameters, the shape of GPT-2 medium, BPE: for one large GPU."""
+    """355M parameters, the shape of GPT-2 medium, BPE: for one large GPU."""
     return RunConfig(
         recipe="large-350m",
         model=GPTConfig(num_layers=24, num_heads=16, dim=1024, ffn_dim=2752, block_size=1024),

@@ -42,10 +42,10 @@ class OptimizerConfig:
         """Refuse settings that no optimizer takes."""
         _one_of("optimizer.name", self.name, ("adamw", "sgd"))
         _check("optimizer.learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "more than 0")
-        _check("optimizer.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        _check("optimizer.weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more")
         for name in ("beta1", "beta2", "momentum"):
             _check(f"optimizer.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "from 0 up to below 1")
-        _check("optimizer.eps", self.eps, self.eps > 0, "more than 0")
+        _check("optimizer.eps", self.eps, 0 < self.eps < math.inf, "more than 0")
         _check("optimizer.max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0, "0 (no clipping) or more")
 
 
@@ -132,7 +132,7 @@ def from_toml(text: str, origin: str) -> RunConfig:
     """Return the configuration that `text` spells; what it leaves out has its default. Raises ConfigError."""
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers and nesting beyond what Python reads
         raise ConfigError(f"{origin} is not TOML: {error}") from None
     values.setdefault("recipe", origin.rsplit("/", 1)[-1].removesuffix(".toml"))
     return _build(RunConfig(recipe=values["recipe"]), values, origin)
@@ -159,11 +159,12 @@ def with_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
 
 
 def _value(text: str) -> Any:
-    """Return a value as TOML reads it; a word that TOML does not know is itself."""
+    """Return a value as TOML reads it; what TOML does not know, and more than one line, is itself."""
     try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+        values = tomllib.loads(f"x = {text}")
+    except (ValueError, RecursionError):
         return text
+    return values["x"] if len(values) == 1 else text
 
 
 def _build(base: Config, values: Mapping[str, Any], origin: str, prefix: str = "") -> Config:
@@ -175,8 +176,8 @@ def _build(base: Config, values: Mapping[str, Any], origin: str, prefix: str = "
         key = prefix + name
         if name not in known:
             everything = [prefix + word for word in known] if prefix else _all_keys()
-            near = get_close_matches(key, everything, n=2, cutoff=0.5) or everything
-            raise ConfigError(f"{origin}: unknown setting {key}; did you mean {' or '.join(near)}?")
+            near = get_close_matches(key, _all_keys(), n=2, cutoff=0.5) or everything
+            raise ConfigError(f"{origin}: unknown setting {_shown(key)}; did you mean {' or '.join(near)}?")
         if is_dataclass(getattr(base, name)):
             if not isinstance(value, Mapping):
                 raise ConfigError(
@@ -198,7 +199,10 @@ def _all_keys() -> list[str]:
     keys = []
     for f in fields(plain):
         part = getattr(plain, f.name)
-        keys += [f"{f.name}.{inner.name}" for inner in fields(part)] if is_dataclass(part) else [f.name]
+        if is_dataclass(part):
+            keys += [f"{f.name}.{inner.name}" for inner in fields(part) if (f.name, inner.name) not in DERIVED]
+        else:
+            keys.append(f.name)
     return keys
 
 
@@ -215,7 +219,10 @@ def _typed(key: str, value: Any, hint: Any, origin: str) -> Any:
         return tuple(items)
     wanted = next(arg for arg in get_args(hint) if arg is not type(None)) if isinstance(hint, UnionType) else hint
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{origin}: {key} has {len(str(value))} digits, more than a float64 holds") from None
     if wanted is str and not isinstance(value, (str, dict, list)):
         return json.dumps(value) if isinstance(value, bool) else str(value)
     if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
@@ -228,7 +235,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        # TOML escapes what JSON escapes, and DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     return repr(value)
@@ -236,7 +244,13 @@ def _toml(value: Any) -> str:
 
 def _check(name: str, value: Any, is_good: bool, limit: str) -> None:
     if not is_good:
-        raise ConfigError(f"{name}={value} is refused; pass {limit}")
+        raise ConfigError(f"{name}={_shown(value)} is refused; pass {limit}")
+
+
+def _shown(value: Any) -> str:
+    """Return `value` for a message, which is one line."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
 
 
 def _one_of(name: str, value: str, words: tuple[str, ...]) -> None:
