@@ -25,7 +25,7 @@ def demo() -> RunConfig:
         recipe="demo",
         model=GPTConfig(num_layers=4, num_heads=4, dim=256, ffn_dim=640, block_size=256),
         optimizer=OptimizerConfig(learning_rate=2e-3),
-        train=TrainConfig(steps=200, batch_size=8, evaluate_every=100, evaluate_batches=16, save_every=100),
+        train=TrainConfig(steps=150, batch_size=8, evaluate_every=50, evaluate_batches=16, save_every=50),
     )
 
 
