@@ -13,7 +13,7 @@ from mezzotint.errors import FormatError
 from mezzotint.formats.catalog import BLOCK_FORMATS, FORMATS, find_format
 from mezzotint.formats.codec import encode
 from mezzotint.formats.expressions import parse_number
-from mezzotint.formats.rounding import default_overflow, round_scalar, ulp_at
+from mezzotint.formats.rounding import default_overflow, overflows, round_scalar, ulp_at
 from mezzotint.formats.spec import BlockFormat, FloatFormat
 
 WIDE = 11  # bits of a field; a wider one is shown in hexadecimal
@@ -106,8 +106,8 @@ def convert(value: Fraction | float, fmt: FloatFormat) -> dict[str, Any]:
         row["ulp"] = float(ulp_at(exact, fmt)) if abs(exact) <= Fraction(fmt.max) else None
         if math.isfinite(rounded):
             error = abs(Fraction(rounded) - exact)
-            row["absolute_error"] = float(error)
-            row["relative_error"] = float(error / abs(exact)) if exact else 0.0
+            row["absolute_error"] = _float(error)
+            row["relative_error"] = _float(error / abs(exact)) if exact else 0.0
     return row
 
 
@@ -115,7 +115,7 @@ def note(value: Fraction | float, rounded: float, fmt: FloatFormat) -> str | Non
     """Return what the end of the range did to a number, in a word or two."""
     if isinstance(value, float) and not math.isfinite(value):
         return None if str(value) == str(rounded) else f"no infinity: {default_overflow(fmt)}"
-    if not math.isfinite(rounded) or abs(Fraction(value)) > Fraction(fmt.max) + ulp_at(Fraction(fmt.max), fmt) / 2:
+    if overflows(Fraction(value), fmt):
         return f"overflow: {default_overflow(fmt)}"
     if rounded == 0 and value != 0:
         return "underflow to zero"
@@ -187,6 +187,14 @@ def bits(code: int, fmt: FloatFormat) -> Text:
         for part, style in zip(fields, FIELD_STYLES, strict=True)
     ]
     return Text(" ").join(Text(part, style=style) for part, style in shown if part)
+
+
+def _float(value: Fraction) -> float:
+    """Return the nearest float64, infinity included, which Python's own conversion refuses."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _limit(value: float) -> str:

@@ -85,6 +85,11 @@ def round_scalar(
     return sign * float(magnitude)
 
 
+def overflows(value: Fraction, fmt: FloatFormat) -> bool:
+    """Return whether rounding `value` to the nearest exceeds the largest finite number of `fmt`."""
+    return _round_magnitude(abs(value), fmt, Rounding.NEAREST_EVEN, Fraction(0)) > Fraction(fmt.max)
+
+
 def ulp_at(value: Fraction, fmt: FloatFormat) -> Fraction:
     """Return the distance between neighbours of `fmt` around `value`, as if its exponent had no upper end."""
     exponent = fmt.min_exponent if value == 0 else max(_exponent(abs(value)), fmt.min_exponent)
