@@ -68,6 +68,12 @@ def test_one_format_and_its_bits() -> None:
     assert "bfloat16" not in out
 
 
+@pytest.mark.parametrize("text", ["1e-5000", "1e999999999", "0x1p99999999", "9**9**9", "-1e5000"])
+def test_numbers_beyond_every_format_are_said_to_be(text: str) -> None:
+    with pytest.raises(FormatError, match="needs more than 4096 bits"):
+        parse_number(text)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

@@ -31,6 +31,8 @@ def parse_number(text: str) -> Fraction | float:
     try:
         is_hex = _HEX_FLOAT.fullmatch(word)
         value = _hex_float(word) if is_hex else _value(ast.parse(word, mode="eval").body, word)
+    except FormatError:
+        raise
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise _garbage(text) from None
     except ZeroDivisionError:
