@@ -1,5 +1,6 @@
 """Text from files, folders and the standard library; everything that is no text is named."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -88,12 +89,68 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.txt", b"text")
 
-    def refuse(_path: Path) -> bytes:
+    def refuse(_path: Path, _mode: str) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(DataError, match=r"a\.txt cannot be read: Permission denied"):
         read_sources([str(path)], 100)
+
+
+def test_a_folder_of_tests_is_read_like_any_other(tmp_path: Path) -> None:
+    """Only of the standard library are they left out: a data set may well have a folder named test."""
+    for name in ("test/a.txt", "tests/b.txt", "train/c.txt"):
+        write(tmp_path / name, name.encode())
+    texts = read_sources([str(tmp_path)], 10**6)
+    assert [text.content.decode() for text in texts] == ["test/a.txt", "tests/b.txt", "train/c.txt"]
+
+
+def test_the_standard_library_is_read_without_its_tests() -> None:
+    folders = {Path(text.origin).parent.name for text in read_sources(["stdlib"], 10**9)}
+    assert "json" in folders
+    assert not folders & {"test", "tests", "idle_test", "site-packages", "__pycache__"}
+
+
+def test_a_folder_without_text_says_how_many_files_were_no_text(tmp_path: Path) -> None:
+    write(tmp_path / "empty.txt", b"")
+    write(tmp_path / "a.png", b"\x89PNG\0")
+    write(tmp_path / "b.png", b"\x89PNG\0")
+    with pytest.raises(DataError, match=r"holds no text file \(binary files passed over: 2\)"):
+        read_sources([str(tmp_path)], 100)
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_what_lies_beyond_the_limit_is_not_read(tmp_path: Path, is_folder: bool) -> None:
+    """A file larger than any memory, whose rest would not pass for text."""
+    path = write(tmp_path / "a.txt", b"0123456789" * 3)
+    os.truncate(path, 2**40)
+    (text,) = read_sources([str(tmp_path if is_folder else path)], 25)
+    assert text.content == b"0123456789012345678901234"
+
+
+@pytest.mark.parametrize("character", ["a", "ä", "€", "𝄞"])
+def test_a_limit_inside_a_character_does_not_make_it_binary(tmp_path: Path, character: str) -> None:
+    path = write(tmp_path / "a.txt", (character * 20).encode())
+    for limit in range(4, 40):
+        (text,) = read_sources([str(path)], limit)
+        assert text.content.decode() == character * min(limit // len(character.encode()), 20)
+
+
+def test_a_file_that_ends_inside_a_character_is_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "text €".encode()[:-1])
+    with pytest.raises(DataError, match="0xe2 at offset 5 does not decode"):
+        read_sources([str(path)], 100)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_what_is_neither_file_nor_folder(tmp_path: Path) -> None:
+    """A pipe could be waited for without end, and read only once; a device has no end."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (str(tmp_path / "pipe"), os.devnull):
+        with pytest.raises(DataError, match=rf"{path} is neither a file nor a folder; .* into a file"):
+            read_sources([path], 100)
+    write(tmp_path / "a.txt", b"text")
+    assert [text.content for text in read_sources([str(tmp_path)], 100)] == [b"text"]
 
 
 def test_a_dataset_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:

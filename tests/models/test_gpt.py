@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mezzotint.models.gpt import GPT, rotary_tables, rotate
+from mezzotint.models.gpt import GPT, chunked_loss, rotary_tables, rotate
 from mezzotint.models.gpt_config import GPTConfig
 
 SMALL = GPTConfig(
@@ -71,6 +71,74 @@ def test_the_loss_of_low_precision_logits_is_taken_in_float32(how: str) -> None:
     expected = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
     for ours in (loss, again):
         torch.testing.assert_close(ours, expected, **ROUNDED)
+
+
+def head_gradient_error(
+    dtype: torch.dtype, chunk_rows: int, *, num_rows: int, vocab_size: int, scale: float, is_autocast: bool
+) -> tuple[float, float]:
+    """Return the relative errors of the gradients of hidden states and head, against float64, for a scaled loss."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(num_rows, 16, generator=generator).to(dtype)
+    weight = (0.1 * torch.randn(vocab_size, 16, generator=generator)).to(dtype)
+    targets = torch.randint(0, vocab_size, (num_rows,), generator=generator)
+    exact = [tensor.double().requires_grad_() for tensor in (hidden, weight)]
+    F.cross_entropy(exact[0] @ exact[1].T, targets).backward()
+    ours = [(tensor.float() if is_autocast else tensor).detach().requires_grad_() for tensor in (hidden, weight)]
+    with torch.autocast("cpu", dtype=dtype, enabled=is_autocast):
+        loss = chunked_loss(ours[0], ours[1], targets, chunk_rows)
+    (loss * scale).backward()
+    errors = [
+        float((our.grad.double() / scale - true.grad).norm() / true.grad.norm())
+        for our, true in zip(ours, exact, strict=True)
+    ]
+    return errors[0], errors[1]
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.float16, 65536.0)])
+@pytest.mark.parametrize("chunk_rows", [2048, 16])
+def test_the_gradient_of_the_head_does_not_worsen_with_the_number_of_chunks(
+    chunk_rows: int, dtype: torch.dtype, scale: float, is_autocast: bool
+) -> None:
+    """Summed over 128 chunks in their own dtype, it would be off by several times this.
+
+    Two things are rounded to half precision, each by eps / 2 at most: the gradient of the logits and, of each chunk,
+    the gradient of the head. The sum is float32. Weights stored in half precision round the result once more.
+    """
+    _, error = head_gradient_error(
+        dtype, chunk_rows, num_rows=2048, vocab_size=64, scale=scale, is_autocast=is_autocast
+    )
+    assert error < (2 if is_autocast else 3) * torch.finfo(dtype).eps / 2
+
+
+def test_the_loss_scale_reaches_the_gradients_before_float16_does() -> None:
+    """A gradient of the logits is 1 / (4096 * 2048) = 2**-23 here, and float16 is spaced by 2**-24 below 2**-14.
+
+    Unscaled, it is rounded by up to a quarter of itself. That must not have happened before the scale comes in.
+    """
+    shape = {"num_rows": 4096, "vocab_size": 2048, "is_autocast": True}
+    unscaled = head_gradient_error(torch.float16, 512, scale=1.0, **shape)
+    scaled = head_gradient_error(torch.float16, 512, scale=65536.0, **shape)
+    eps = torch.finfo(torch.float16).eps
+    assert max(scaled) < eps
+    assert min(unscaled) > 2 * eps
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+@pytest.mark.parametrize("keep_logits", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_computes_the_same(backend: str, keep_logits: bool, is_autocast: bool) -> None:
+    """In one graph. The backends that generate no code leave every bit as it was."""
+    model, inputs, targets = build()
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    losses = []
+    for way in (compiled, model):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_autocast):
+            losses.append(way(inputs, targets, keep_logits=keep_logits)[1])
+    assert torch.equal(*losses)
+    for ours, theirs in zip(gradients(model, losses[0]), gradients(model, losses[1]), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_ignored_tokens_have_no_say() -> None:
