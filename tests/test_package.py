@@ -1,4 +1,4 @@
-"""The public surface is what `__all__` says, and importing it costs neither torch nor numba."""
+"""The public surface is what `__all__` says, and importing it does not load torch."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def test_unknown_names_raise_the_usual_error() -> None:
     ],
 )
 def test_loads_without_torch(module: str) -> None:
-    code = f"import sys, {module}; sys.exit(bool({{'torch', 'numba'}} & set(sys.modules)))"
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -9,7 +9,7 @@
         engine.backward(loss)
         result = engine.update()
 
-Importing the package imports neither torch nor numba and changes nothing in torch; each name loads on first use.
+Importing the package does not import torch and changes nothing in it; each name loads on first use.
 """
 
 from importlib import import_module

@@ -251,3 +251,19 @@ def test_changed_data_are_noticed_on_resume(tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_text("some other text\n" * 500)
     result = run("--resume", "r")
     assert "training data changed since the checkpoint" in str(result.exception)
+
+
+def test_auto_is_decided_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """config.toml holds the policy that was chosen; a resume does not measure, and so cannot choose another."""
+    result = run("tiny-1m", "--out", "r", *settings())
+    assert result.exit_code == 0, result.output
+    assert "auto " in result.stderr
+    config = (tmp_path / "r" / "config.toml").read_text()
+    assert 'policy = "params=float32, compute=' in config
+
+    def measure_again(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("chosen again")
+
+    monkeypatch.setattr("mezzotint.policy.choose.choose", measure_again)
+    monkeypatch.setattr("mezzotint.engine.setup.choose", measure_again)
+    assert run("--resume", "r").exit_code == 0

@@ -1,7 +1,5 @@
 """The hand-written loops that the engine must equal, and the toy problems they train on."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,6 +48,3 @@ def spoil(model: nn.Module, steps: set[int], step: int) -> None:
         parameter = next(model.parameters())
         assert parameter.grad is not None
         parameter.grad[0] = float("inf")
-
-
-Hook = Callable[[nn.Module, int], None]

@@ -1,5 +1,7 @@
 """The engine's calls: what they refuse, several optimizers, schedulers, dtypes of the loss, compiled models."""
 
+import copy
+import pickle
 import shutil
 
 import pytest
@@ -339,3 +341,13 @@ def test_compiled_models(policy):
     twin = mz.Engine(other, other_optimizer, policy=policy)
     twin.load_state_dict(engine.state_dict())
     assert same_bits(values(other), values(plain))
+
+
+def test_models_under_the_engine_can_be_pickled_and_copied() -> None:
+    model, optimizer = toy()
+    engine = mz.Engine(model, optimizer, policy="bf16-mixed")
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert same_bits(values(other), values(model))
+        with engine.forward():
+            assert torch.isfinite(other(*batch(0))[1])
+    assert step(engine, model).stepped

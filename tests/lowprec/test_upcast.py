@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 import mezzotint as mz
 from mezzotint.errors import ConfigError
+from mezzotint.hardware.support import FormatSupport, Support
+from mezzotint.hardware.timings import MatmulTimings
 from mezzotint.lowprec import switch
 
 DTYPES = [torch.bfloat16, torch.float16]
@@ -276,3 +278,19 @@ def test_forked_loader_workers() -> None:
     mz.fast_cpu()
     loader = torch.utils.data.DataLoader(Products(), num_workers=1, multiprocessing_context="fork", timeout=30)
     assert [batch.sum().item() for batch in loader] == [64.0**3, 64.0**3]
+
+
+@pytest.mark.parametrize(
+    ("level", "path"), [(Support.NATIVE, "stock"), (Support.EMULATED, "upcast"), (Support.UNKNOWN, "upcast")]
+)
+def test_a_machine_too_busy_to_measure_is_judged_by_its_flags(
+    level: Support, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = MatmulTimings(device="cpu", threads=1, m=1, n=1, k=1, times=(), is_disturbed=True)
+    told = FormatSupport(format="bfloat16", support=level, reason="flags", measured_ratio=None)
+    monkeypatch.setenv(switch.VARIABLE, "auto")
+    monkeypatch.setattr(switch, "measure_matmul", lambda *_: busy)
+    monkeypatch.setattr(switch, "format_support", lambda *_: told)
+    choice = switch.choice_for("bfloat16")
+    assert choice.path == path
+    assert "too busy to measure" in choice.reason

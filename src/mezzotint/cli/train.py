@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +89,10 @@ def _prepare(
         changes.append(f"data.source={json.dumps(data)}")
     config = with_settings(config, changes)
     _check_early(config)
-    return config, RunDirectory.create(out or _free_folder(config), to_toml(config)), False
+    folder = out or _free_folder(config)
+    if config.policy == "auto":
+        config = _decided(config)
+    return config, RunDirectory.create(folder, to_toml(config)), False
 
 
 def _load(recipe: str) -> "RunConfig":
@@ -104,6 +108,16 @@ def _load(recipe: str) -> "RunConfig":
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a UTF-8 text file; pass a TOML recipe") from None
+
+
+def _decided(config: "RunConfig") -> "RunConfig":
+    """Return the configuration with the policy that suits the device, so that a resume need not measure it again."""
+    from mezzotint.policy.choose import choose
+
+    decision = choose(device=None if config.device == "auto" else config.device)
+    for reason in decision.reasons:
+        progress_console().print(f"auto    {reason}", markup=False, soft_wrap=True)
+    return replace(config, policy=str(decision.value))
 
 
 def _check_early(config: "RunConfig") -> None:

@@ -1,16 +1,13 @@
-"""Policy to torch: dtypes, the context of the forward pass, and the float32 loss that leaves it.
+"""Policy to torch: dtypes, and the contexts that forward and backward run in.
 
 The context is torch's own autocast, so that what runs in which dtype is PyTorch's list and not ours. On a CPU without
 units for the format, `mezzotint.lowprec` makes the same operations fast.
 """
 
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from mezzotint.errors import PolicyError
 from mezzotint.policy.policy import Policy
@@ -75,28 +72,3 @@ def kernel_contexts(policy: Policy, device: torch.device) -> list[Context]:
     from mezzotint.lowprec.switch import fast_cpu
 
     return [fast_cpu(policy.compute)]
-
-
-def keep_losses_float32(model: nn.Module, is_active: Callable[[], bool]) -> None:
-    """Make every scalar that `model` returns leave in float32 while `is_active()`; all other outputs stay as they are.
-
-    A loss that the model computed in 16 bits has lost its digits by then; what this saves is the gradient, which
-    would start from a 16-bit number and overflow under a loss scale of 65536 in float16.
-    """
-
-    def upcast(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if not is_active():
-            return None
-        if isinstance(output, Tensor):
-            return _scalar_to_float32(output)
-        if type(output) is tuple:
-            return tuple(_scalar_to_float32(item) if isinstance(item, Tensor) else item for item in output)
-        return tree_map(lambda item: _scalar_to_float32(item) if isinstance(item, Tensor) else item, output)
-
-    model.register_forward_hook(upcast)
-
-
-def _scalar_to_float32(tensor: Tensor) -> Tensor:
-    if tensor.dim() == 0 and tensor.dtype in (torch.bfloat16, torch.float16):
-        return tensor.float()
-    return tensor

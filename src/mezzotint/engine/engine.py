@@ -18,7 +18,6 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mezzotint.engine import casting
+from mezzotint.engine.forward import Float32Losses, ForwardContext
 from mezzotint.engine.gradients import nonfinite_parameters, prepare_gradients
 from mezzotint.engine.lane import Lane
 from mezzotint.engine.result import Outcome, StepResult
@@ -92,16 +92,14 @@ class Engine:
         check_schedulers(self.schedulers)
         self._names = parameter_names(self.models)
         self._shadowed = self._store_weights(seed)
-        self._forward_depth = 0
         self._is_late_loss_told = False
         self._lanes: dict[tuple[str, ...], Lane] = {}
         self._kernels = casting.kernel_contexts(self.policy, self.device)
-        self._contexts = casting.compute_contexts(self.policy, self.device)
-        self._is_bare = not self._contexts
+        self._forward = ForwardContext(self.policy, self.device)
         self._steps = self._skipped_steps = 0
         if self.policy.is_mixed:
             for module in self.models.values():
-                casting.keep_losses_float32(module, lambda: self._forward_depth > 0)
+                module.register_forward_hook(Float32Losses(self._forward))
 
     def _store_weights(self, seed: int) -> dict[str, ShadowedWeights]:
         """Bring the parameters into the policy's format; return the float32 side of each optimizer."""
@@ -125,13 +123,13 @@ class Engine:
 
     # Part 1
 
-    def forward(self) -> "_Forward":
+    def forward(self) -> ForwardContext:
         """Return the context of part 1: inside it, operations run as the policy says.
 
         Compute the loss inside too: autocast keeps the losses it knows in float32. Nests; evaluation uses it as well,
         under torch.no_grad(). Leave it before `backward`.
         """
-        return _Forward(self)
+        return self._forward
 
     # Part 2
 
@@ -146,7 +144,7 @@ class Engine:
         Raises EngineError inside `forward()`, for a loss that is not a scalar or has no graph, and when a complete
         set of micro-batches waits for `update()`.
         """
-        if self._forward_depth:
+        if self._forward.is_active:
             raise EngineError(
                 "backward() was called inside forward(), where autocast would choose the dtypes of the gradients too; "
                 "leave the with-block first"
@@ -403,34 +401,6 @@ class Engine:
                 "could help; compute it from logits.float()",
                 stacklevel=3,
             )
-
-
-class _Forward:
-    """The context that `Engine.forward` returns."""
-
-    __slots__ = ("_contexts", "_engine")
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._contexts: list[casting.Context] = []
-
-    def __enter__(self) -> None:
-        engine = self._engine
-        # the engine's own contexts are reused by the outermost forward(); a nested one, and a float32 policy that may
-        # stand below an autocast of the caller's, makes new ones
-        is_reusable = engine._forward_depth == 0 and not engine._is_bare
-        wanted = engine._contexts if is_reusable else casting.compute_contexts(engine.policy, engine.device)
-        for context in wanted:
-            context.__enter__()
-            self._contexts.append(context)
-        engine._forward_depth += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._engine._forward_depth -= 1
-        while self._contexts:
-            self._contexts.pop().__exit__(kind, error, trace)
 
 
 def _entered(contexts: list[casting.Context]) -> ExitStack:

@@ -1,1 +1,1 @@
-"""Compiled loops over raw bits, without torch dispatch."""
+"""Rounding of tensors, beyond what a cast does."""

@@ -1,6 +1,5 @@
 """What a person sees while a run trains: one line that moves on a terminal, plain lines elsewhere."""
 
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -111,13 +110,17 @@ def duration(seconds: float) -> str:
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process; its peak where the system does not tell the present value."""
+    """Return the resident memory of this process; its peak, or 0, where the system tells no more."""
     try:
         fields: Mapping[str, str] = dict(
             line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line
         )
         return int(fields["VmRSS"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
