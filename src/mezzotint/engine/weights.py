@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mezzotint.errors import CheckpointError
+from mezzotint.formats.rounding import Rounding
 from mezzotint.policy.policy import Update
 
 LOW_DTYPES = (torch.bfloat16, torch.float16)
@@ -135,10 +136,12 @@ class ShadowedWeights:
 
     def _write(self, index: int, stored: nn.Parameter, shadow: nn.Parameter) -> None:
         if self._update is Update.STOCHASTIC:
-            from mezzotint.kernels.tensors import stochastic_round
+            from mezzotint.kernels.tensors import round_to
 
             # every weight tensor of every update draws its own stretch of the counter-based stream
-            stochastic_round(shadow.data, stored.data, seed=self._seed, offset=(self._rounds << 20) + index)
+            offset = (self._rounds << 20) + index
+            mode = Rounding.STOCHASTIC
+            round_to(shadow.data, "bfloat16", out=stored.data, rounding=mode, seed=self._seed, offset=offset)
         else:
             stored.copy_(shadow)
         if self._update is Update.KAHAN:

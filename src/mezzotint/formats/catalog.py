@@ -1,9 +1,12 @@
 """The named formats. Adding one here makes it known everywhere, tests included."""
 
 from difflib import get_close_matches
+from typing import TypeVar
 
 from mezzotint.errors import FormatError
 from mezzotint.formats.spec import BlockFormat, FloatFormat, Specials
+
+_Format = TypeVar("_Format", FloatFormat, BlockFormat)
 
 FLOAT64 = FloatFormat(
     name="float64",
@@ -185,6 +188,7 @@ BLOCK_FORMATS: tuple[BlockFormat, ...] = (
 )
 
 _BY_NAME = {word: fmt for fmt in FORMATS for word in (fmt.name, *fmt.aliases)}
+_BLOCKS_BY_NAME = {word: fmt for fmt in BLOCK_FORMATS for word in (fmt.name, *fmt.aliases)}
 
 
 def find_format(name: str) -> FloatFormat:
@@ -195,8 +199,20 @@ def find_format(name: str) -> FloatFormat:
 
     Raises FormatError with the nearest known names.
     """
-    found = _BY_NAME.get(name.strip().lower())
+    return _find(name, _BY_NAME, "number format", [fmt.name for fmt in FORMATS])
+
+
+def find_block_format(name: str) -> BlockFormat:
+    """Return the block format called `name`, by its full name or an alias, in any case.
+
+    Raises FormatError with the nearest known names.
+    """
+    return _find(name, _BLOCKS_BY_NAME, "block format", [fmt.name for fmt in BLOCK_FORMATS])
+
+
+def _find(name: str, known: dict[str, _Format], kind: str, names: list[str]) -> _Format:
+    found = known.get(name.strip().lower())
     if found is None:
-        near = get_close_matches(name.lower(), _BY_NAME, n=3) or [fmt.name for fmt in FORMATS]
-        raise FormatError(f"unknown number format {name!r}; did you mean {', '.join(near)}?")
+        near = get_close_matches(name.lower(), known, n=3) or names
+        raise FormatError(f"unknown {kind} {name!r}; did you mean {', '.join(near)}?")
     return found

@@ -1,41 +1,459 @@
-"""Rounding of torch tensors on any device, beyond what a cast does."""
+"""Rounding and range statistics of torch tensors on any device.
+
+Dense CPU tensors go through compiled loops, one pass over memory; everything else (CUDA, MPS, fake tensors, tensors
+inside torch.compile) through torch operations that give the same bits.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mezzotint.errors import FormatError
+from mezzotint.formats.catalog import FLOAT8_E4M3FN, find_block_format, find_format
+from mezzotint.formats.codec import decode
+from mezzotint.formats.rounding import Overflow, Rounding
+from mezzotint.formats.spec import BlockFormat, FloatFormat
+from mezzotint.kernels import generic
+from mezzotint.kernels.constants import BFLOAT16, CODES, FLOAT16, FLOAT32, NEAREST, STOCHASTIC, TOWARD_ZERO
+from mezzotint.kernels.ranges import RangeStats, float_of, num_below
+from mezzotint.kernels.target import Target, target
 
+_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+    "float8_e4m3fnuz": torch.float8_e4m3fnuz,
+    "float8_e5m2fnuz": torch.float8_e5m2fnuz,
+    "float8_e8m0fnu": torch.float8_e8m0fnu,
+}
+_FORMATS = {dtype: find_format(name) for name, dtype in _DTYPES.items()}
+# what the loops read and write as numbers
+_KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+_WORDS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
+_MODES = {Rounding.NEAREST_EVEN: NEAREST, Rounding.TOWARD_ZERO: TOWARD_ZERO, Rounding.STOCHASTIC: STOCHASTIC}
 _MASK_64 = (1 << 64) - 1
 
 
-def stochastic_round(source: Tensor, out: Tensor, *, seed: int, offset: int) -> None:
-    """Write `source`, float32, into `out`, bfloat16 of the same shape, rounded up or down at random.
+def dtype_of(fmt: FloatFormat) -> torch.dtype | None:
+    """Return the torch dtype that stores a format, or None where torch has none."""
+    return _DTYPES.get(fmt.name)
 
-    A value between two neighbours goes to each with the probability that makes the result right on average; values
-    that bfloat16 has, infinities and NaN stay what they are (Croci et al. 2022, doi 10.1098/rsos.211631). The choice
-    follows from `seed` and `offset` alone, on a given device.
 
-    The 16 bits that bfloat16 drops are a fraction of its ulp; adding 16 random bits carries into the kept ones with
-    just that probability.
+def format_of(dtype: torch.dtype) -> FloatFormat:
+    """Return the format that a floating-point dtype stores. Raises FormatError for any other."""
+    if dtype not in _FORMATS:
+        raise FormatError(f"{dtype} stores no number format of the catalogue; pass one of {_listed(_FORMATS)}")
+    return _FORMATS[dtype]
 
-    Raises FormatError for other dtypes or shapes.
+
+def round_to(
+    source: Tensor,
+    fmt: FloatFormat | str,
+    *,
+    out: Tensor | None = None,
+    rounding: Rounding = Rounding.NEAREST_EVEN,
+    overflow: Overflow | None = None,
+    seed: int = 0,
+    offset: int = 0,
+) -> Tensor:
+    """Return `source`, float32, bfloat16 or float16 of any shape, with every number rounded to `fmt`.
+
+    The result has the dtype of `source`, or goes into `out` of the same shape: a dtype that holds every number of
+    `fmt`, or the one that stores `fmt`. `out=source` rounds in place. `overflow` is what becomes of numbers beyond the
+    largest; left out, infinity where the format has one, else NaN, else the largest. NaN stays NaN.
+
+    Stochastic rounding goes up with the probability that makes the result right on average (Croci et al. 2022, doi
+    10.1098/rsos.211631), exactly for formats with float32's exponents, to 2^-31 of the last place for the others. The
+    random bits follow from `seed`, `offset` and an element's index alone, so they are the same on every device.
+
+    >>> round_to(torch.tensor([1 / 3, 1000.0]), "e4m3", overflow=Overflow.SATURATE)
+    tensor([3.4375e-01, 4.4800e+02])
+
+    Raises FormatError for another dtype, for an `out` that cannot hold the format, for an overflow mode that the format
+    cannot serve, and for a NaN where codes are asked of a format that has none.
     """
-    if source.dtype is not torch.float32 or out.dtype is not torch.bfloat16 or source.shape != out.shape:
-        raise FormatError(
-            f"stochastic_round takes float32 into bfloat16 of one shape, not {source.dtype} {tuple(source.shape)} into "
-            f"{out.dtype} {tuple(out.shape)}"
+    fmt = _format(fmt)
+    _check_source(source, rounding)
+    if out is None:
+        out = torch.empty_like(source, requires_grad=False)
+    is_code = _check_out(source, out, fmt)
+    numbers = _target(fmt, overflow)
+    if is_code and not fmt.has_nan and bool(source.isnan().any()):
+        raise FormatError(f"{fmt.name} has no NaN and the tensor has some; replace them before encoding")
+    kind = CODES if is_code else _KINDS[out.dtype]
+    flat = _flat(source, out)
+    if flat is None:
+        rounded = generic.round_values(_as_float32(source), numbers, rounding, seed, offset)
+        _fill(out, generic.encode_values(rounded, numbers) if is_code else rounded, is_code)
+        return out
+    from mezzotint.kernels.rounding import round_float32, round_words
+
+    words, place = flat
+    chosen = (_array(numbers), _MODES[rounding], *_keys(seed, offset))
+    if source.dtype is torch.float32 and words is not place:
+        round_float32(words, place, kind, *chosen)
+    else:
+        round_words(words, _KINDS[source.dtype], place, kind, *chosen)
+    return out
+
+
+def encode(
+    source: Tensor,
+    fmt: FloatFormat | str,
+    *,
+    rounding: Rounding = Rounding.NEAREST_EVEN,
+    overflow: Overflow | None = None,
+    seed: int = 0,
+    offset: int = 0,
+) -> Tensor:
+    """Return `source` rounded to `fmt` as its stored codes: of torch's dtype where there is one, else uint8.
+
+    Arguments and errors are those of `round_to`; a format between 8 and 16 bits wide, or TF32, is refused.
+    """
+    fmt = _format(fmt)
+    out = torch.empty_like(source, dtype=dtype_of(fmt) or torch.uint8, requires_grad=False)
+    return round_to(source, fmt, out=out, rounding=rounding, overflow=overflow, seed=seed, offset=offset)
+
+
+def decode_codes(codes: Tensor, fmt: FloatFormat | str) -> Tensor:
+    """Return the numbers, float32, that uint8 codes of a format of up to 8 bits stand for.
+
+    Raises FormatError for another dtype or a wider format, and for a code that the format has not.
+    """
+    fmt = _format(fmt)
+    if codes.dtype is not torch.uint8 or fmt.significant_bits > 8:
+        raise FormatError(f"uint8 codes of a format of up to 8 bits are decoded, not {codes.dtype} of {fmt.name}")
+    if fmt.num_codes < 256 and codes.numel() and int(codes.max()) >= fmt.num_codes:
+        raise FormatError(f"code {int(codes.max())} is outside {fmt.name}, which has codes 0 to {fmt.num_codes - 1}")
+    return torch.tensor(_values(fmt), dtype=torch.float32, device=codes.device)[codes.long()]
+
+
+@cache
+def _values(fmt: FloatFormat) -> list[float]:
+    return [decode(code, fmt) for code in range(fmt.num_codes)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """A tensor in a block format: a code for each element, a scale for each block.
+
+    `codes`, uint8, has the tensor's shape with `axis` last and padded to whole blocks; `scales`, of the dtype that
+    stores the scale's format, has a place for each block instead. `tensor_scale` is 1 where the format has none.
+    """
+
+    fmt: BlockFormat
+    codes: Tensor
+    scales: Tensor
+    tensor_scale: Tensor
+    axis: int
+    size: int
+
+    def numbers(self) -> Tensor:
+        """Return the numbers that codes and scales stand for, float32 of the tensor's shape."""
+        elements = decode_codes(self.codes, self.fmt.element).view(*self.scales.shape, self.fmt.block_size)
+        scaled = elements * (self.scales.float() * self.tensor_scale).unsqueeze(-1)
+        numbers: Tensor = scaled.flatten(-2)[..., : self.size].movedim(-1, self.axis)
+        return numbers.contiguous()
+
+
+def round_to_blocks(
+    source: Tensor,
+    fmt: BlockFormat | str,
+    *,
+    axis: int = -1,
+    out: Tensor | None = None,
+    rounding: Rounding = Rounding.NEAREST_EVEN,
+    seed: int = 0,
+    offset: int = 0,
+) -> Tensor:
+    """Return `source`, float32, bfloat16 or float16, rounded to a block format, blocks lying along `axis`.
+
+    The result is float32, or goes into `out`, which may be `source`. A last block that is short counts as filled with
+    zeros. What is beyond an element's largest number saturates; a block with an infinity or NaN becomes NaN. How
+    scales are found, and from where, is said in `mezzotint.kernels.blocks`.
+
+    Raises FormatError for another dtype, another shape of `out`, or a tensor without axes.
+    """
+    rounded, _, _, size = _blocks(source, fmt, axis, rounding, seed, offset, is_code=False, out=out)
+    if out is not None and rounded is out:
+        return out
+    numbers = rounded[..., :size].movedim(-1, axis)
+    return numbers.contiguous() if out is None else out.copy_(numbers)
+
+
+def quantize_blocks(
+    source: Tensor,
+    fmt: BlockFormat | str,
+    *,
+    axis: int = -1,
+    rounding: Rounding = Rounding.NEAREST_EVEN,
+    seed: int = 0,
+    offset: int = 0,
+) -> Blocks:
+    """Return what `round_to_blocks` does as codes and scales, as they are stored."""
+    fmt = _block_format(fmt)
+    codes, scales, tensor_scale, size = _blocks(source, fmt, axis, rounding, seed, offset, is_code=True, out=None)
+    stored = scales.view(dtype_of(fmt.scale) or torch.uint8)
+    axis = axis % max(source.dim(), 1)
+    return Blocks(fmt=fmt, codes=codes, scales=stored, tensor_scale=tensor_scale, axis=axis, size=size)
+
+
+def _blocks(
+    source: Tensor,
+    fmt: BlockFormat | str,
+    axis: int,
+    rounding: Rounding,
+    seed: int,
+    offset: int,
+    *,
+    is_code: bool,
+    out: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Return numbers or codes, `axis` last and padded; scale codes; the tensor's scale; the axis's true size."""
+    fmt = _block_format(fmt)
+    _check_source(source, rounding)
+    if source.dim() == 0:
+        raise FormatError(f"{fmt.name} needs an axis to lay blocks along; the tensor is a single number")
+    if out is not None and (out.shape != source.shape or out.device != source.device):
+        raise FormatError(f"out has the shape {tuple(out.shape)}, the tensor {tuple(source.shape)}; they must agree")
+    laid = source.detach().movedim(axis, -1)
+    size = laid.shape[-1]
+    padding = -size % fmt.block_size
+    laid = torch.nn.functional.pad(laid, (0, padding)).contiguous() if padding else laid.contiguous()
+    is_direct = out is not None and out.dtype is torch.float32 and out.shape == laid.shape and out.is_contiguous()
+    if is_direct and out is not None and (laid.data_ptr() != out.data_ptr() or out is source):
+        rounded = out
+    else:
+        rounded = torch.empty_like(laid, dtype=torch.uint8 if is_code else torch.float32)
+    blocks_shape = (*laid.shape[:-1], laid.shape[-1] // fmt.block_size)
+    scales = torch.empty(blocks_shape, dtype=torch.uint8, device=source.device)
+    element = _target(fmt.element, Overflow.SATURATE)
+    tensor_scale = _tensor_scale(laid, fmt)
+    flat = _flat(laid, rounded)
+    if flat is None:
+        _generic_blocks(laid, rounded, scales, tensor_scale, fmt, rounding, seed, offset, is_code=is_code)
+    else:
+        from mezzotint.kernels.blocks import round_blocks, round_blocks_float32
+
+        words, place = flat
+        kind = CODES if is_code else _KINDS[torch.float32]
+        scale = _float32(float(tensor_scale) if fmt.has_tensor_scale else 0.0)
+        settings = (
+            fmt.block_size,
+            _array(element),
+            fmt.element.max_exponent,
+            scale,
+            _MODES[rounding],
+            *_keys(seed, offset),
         )
-    generator = torch.Generator(device=source.device).manual_seed(_mix(seed, offset))
-    noise = torch.randint(0, 1 << 16, source.shape, generator=generator, dtype=torch.int32, device=source.device)
-    bits = noise.add_(source.contiguous().view(torch.int32)).bitwise_and_(-(1 << 16))
-    rounded = bits.view(torch.float32)
-    # a carry would turn a NaN into an infinity or a zero
-    out.copy_(torch.where(source.isnan(), source, rounded))
+        places = scales.view(-1).numpy()
+        if laid.dtype is torch.float32 and words is not place:
+            round_blocks_float32(words, place, kind, places, *settings)
+        else:
+            round_blocks(words, _KINDS[laid.dtype], place, kind, places, *settings)
+    return rounded, scales, tensor_scale, size
 
 
-def _mix(seed: int, offset: int) -> int:
-    """Return 64 bits that differ in about half their places for neighbouring seeds and offsets (splitmix64)."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + offset * 0xD1B54A32D192ED03 + 1) & _MASK_64
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK_64
-    return mixed ^ (mixed >> 31)
+def _generic_blocks(
+    laid: Tensor,
+    rounded: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor,
+    fmt: BlockFormat,
+    rounding: Rounding,
+    seed: int,
+    offset: int,
+    *,
+    is_code: bool,
+) -> None:
+    element = _target(fmt.element, Overflow.SATURATE)
+    numbers = laid.float().reshape(-1, fmt.block_size)
+    top = (numbers.view(torch.int32) & 0x7FFFFFFF).amax(dim=-1, keepdim=True)
+    if fmt.has_tensor_scale:
+        scale_target = _target(fmt.scale, Overflow.SATURATE)
+        inverse, factor, code = generic.nvfp4_scales(top, tensor_scale, scale_target)
+    else:
+        inverse, factor, code = generic.mx_scales(top, fmt.element.max_exponent)
+    scaled = torch.where(factor.isnan(), 0.0, numbers * inverse)
+    near = generic.round_values(scaled.flatten(), element, rounding, seed, offset)
+    scales.copy_(code.to(torch.uint8).view(scales.shape))
+    if is_code:
+        _fill(rounded, generic.encode_values(near, element), True)
+    else:
+        rounded.copy_((near.view_as(numbers) * factor).view(rounded.shape))
+
+
+def _tensor_scale(laid: Tensor, fmt: BlockFormat) -> Tensor:
+    """Return NVFP4's scale of the tensor, amax / (largest scale * largest element), over finite numbers."""
+    one = torch.ones((), dtype=torch.float32, device=laid.device)
+    if not fmt.has_tensor_scale or laid.numel() == 0:
+        return one
+    amax = laid.float().abs().nan_to_num(0.0, posinf=0.0).amax()
+    scale = amax / (FLOAT8_E4M3FN.max * fmt.element.max)
+    return torch.where(scale > 0, scale, one)
+
+
+def range_stats(source: Tensor) -> RangeStats:
+    """Return counts, ends and the exponent histogram of a floating-point tensor of any shape; waits for the device.
+
+    A float64 beyond float32's range is counted at the end of the histogram. Raises FormatError for other dtypes.
+    """
+    fmt = format_of(source.dtype)
+    source = source.detach()
+    if source.dtype not in _KINDS and source.dtype is not torch.float64:
+        source = source.float()
+    flat = _flat(source) if source.dtype in _KINDS else None
+    if flat is None:
+        return generic.range_stats(source.flatten() if fmt.bits == 64 else _as_float32(source), fmt.min_exponent)
+    import numpy as np
+
+    from mezzotint.kernels.stats import INF, NAN, NUM_COUNTS, ZERO, range_counts
+
+    found = np.zeros(NUM_COUNTS, np.int64)
+    largest, smallest = range_counts(flat[0], _KINDS[source.dtype], found)
+    counts = found.tolist()
+    exponents = counts[:NAN]
+    return RangeStats(
+        count=source.numel(),
+        nans=counts[NAN],
+        infinities=counts[INF],
+        zeros=counts[ZERO],
+        subnormals=num_below(exponents, counts[ZERO], fmt.min_exponent),
+        amax=float_of(int(largest)),
+        smallest=float_of(min(int(smallest), 0x7F800000)),
+        exponents=tuple(exponents),
+    )
+
+
+def _flat(*tensors: Tensor) -> list[Any] | None:
+    """Return the tensors' words as flat arrays without a copy, or None where the compiled loops cannot reach them.
+
+    Dense tensors of equal strides are walked in storage order, whatever the order of their axes. The second is the
+    first, as an object, where both are one place in memory.
+    """
+    first = tensors[0]
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or type(tensor) not in (Tensor, torch.nn.Parameter):
+            return None
+    if torch.compiler.is_compiling():
+        return None
+    if not all(tensor.is_contiguous() for tensor in tensors) and not (
+        all(tensor.stride() == first.stride() for tensor in tensors) and _is_dense(first)
+    ):
+        return None
+    if len(tensors) > 1 and _overlap(first, tensors[1]):
+        return None
+    arrays: list[Any] = []
+    for tensor in tensors:
+        words = tensor.detach().as_strided((tensor.numel(),), (1,)).view(_WORDS[tensor.element_size()])
+        arrays.append(words.numpy())
+    if len(tensors) > 1 and first.dtype is tensors[1].dtype and first.data_ptr() == tensors[1].data_ptr():
+        arrays[1] = arrays[0]
+    return arrays
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Return whether the elements fill their stretch of memory, each place once."""
+    expected = 1
+    for size, stride in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda pair: pair[1]):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors share memory without being the same words."""
+    start, begin = one.data_ptr(), other.data_ptr()
+    if start == begin and one.dtype is other.dtype:
+        return False
+    end, stop = start + one.numel() * one.element_size(), begin + other.numel() * other.element_size()
+    return start < stop and begin < end
+
+
+def _as_float32(source: Tensor) -> Tensor:
+    return source.detach().float().contiguous().flatten()
+
+
+def _fill(out: Tensor, flat: Tensor, is_code: bool) -> None:
+    """Write numbers, or codes as int32, into `out` of any layout."""
+    if not is_code or out.dtype in (torch.bfloat16, torch.float16, torch.float32):
+        numbers = flat if not is_code else flat.to(torch.int16).view(out.dtype)
+        out.detach().copy_(numbers.view(out.shape))
+        return
+    stored = _WORDS[out.element_size()]
+    out.detach().copy_(flat.to(stored).view(out.dtype).view(out.shape))
+
+
+def _target(fmt: FloatFormat, overflow: Overflow | None) -> Target:
+    # torch.compile warns of a cache that it sees through
+    found: Target = target.__wrapped__(fmt, overflow) if torch.compiler.is_compiling() else target(fmt, overflow)
+    return found
+
+
+@cache
+def _array(numbers: Target) -> Any:
+    import numpy as np
+
+    return np.array(numbers, np.uint32)
+
+
+def _keys(seed: int, offset: int) -> tuple[Any, Any]:
+    import numpy as np
+
+    return np.uint64(seed & _MASK_64), np.uint64(offset & _MASK_64)
+
+
+def _float32(value: float) -> Any:
+    import numpy as np
+
+    return np.float32(value)
+
+
+def _check_source(source: Tensor, rounding: Rounding) -> None:
+    if source.dtype not in _KINDS:
+        raise FormatError(f"tensors of {source.dtype} are not rounded; pass one of {_listed(_KINDS)}")
+    if rounding not in _MODES:
+        raise FormatError(f"unknown rounding {rounding!r}; pass one of {', '.join(Rounding)}")
+
+
+def _check_out(source: Tensor, out: Tensor, fmt: FloatFormat) -> bool:
+    """Return whether `out` takes codes rather than numbers."""
+    if out.shape != source.shape or out.device != source.device:
+        raise FormatError(
+            f"out is {tuple(out.shape)} on {out.device}, the tensor {tuple(source.shape)} on {source.device}; "
+            "shape and device must agree"
+        )
+    if out.dtype in _KINDS:
+        if _holds(_FORMATS[out.dtype], fmt):
+            return False
+        raise FormatError(f"{out.dtype} does not hold every number of {fmt.name}; pass out= of float32")
+    if out.dtype is dtype_of(fmt) or (out.dtype is torch.uint8 and fmt.bits <= 8):
+        return True
+    raise FormatError(f"{out.dtype} stores neither the numbers nor the codes of {fmt.name}; pass out= of float32")
+
+
+def _holds(container: FloatFormat, fmt: FloatFormat) -> bool:
+    return (
+        container.mantissa_bits >= fmt.mantissa_bits
+        and container.max >= fmt.max
+        and container.smallest_subnormal <= fmt.smallest_subnormal
+    )
+
+
+def _format(fmt: FloatFormat | str) -> FloatFormat:
+    return find_format(fmt) if isinstance(fmt, str) else fmt
+
+
+def _block_format(fmt: BlockFormat | str) -> BlockFormat:
+    return find_block_format(fmt) if isinstance(fmt, str) else fmt
+
+
+def _listed(dtypes: Any) -> str:
+    return ", ".join(str(dtype) for dtype in dtypes)
