@@ -31,14 +31,14 @@ def test_a_format_without_a_dtype_is_refused():
 
 
 def test_a_format_that_torch_does_not_multiply_is_recorded(monkeypatch):
-    real = measure._product
+    real = measure.product
 
     def product(device, name, layout, size):
         if name == "float8_e5m2":
             raise NotImplementedError('"addmm" not implemented\nmore')
         return real(device, name, layout, size)
 
-    monkeypatch.setattr(measure, "_product", product)
+    monkeypatch.setattr(measure, "product", product)
     taken = measure.measure_matmul("cpu", ("float8_e5m2",))
     assert taken.refused == (("float8_e5m2", '"addmm" not implemented'),)
     assert taken.formats == ("float32",)
@@ -48,21 +48,21 @@ def test_a_device_that_fails_is_recorded_and_not_raised(monkeypatch):
     def broken(device, rows, columns):
         raise RuntimeError("CUDA error: no kernel image\nand more")
 
-    monkeypatch.setattr(measure, "_fractions", broken)
+    monkeypatch.setattr(measure, "fractions", broken)
     taken = measure.measure_matmul("cpu", ("float16", "float64"))
     assert taken.times == ()
     assert taken.refused == (("float32", "CUDA error: no kernel image"),)
 
 
 def test_memory_that_ran_out_says_nothing_about_a_format(monkeypatch):
-    real = measure._product
+    real = measure.product
 
     def product(device, name, layout, size):
         if name == "float64":
             raise torch.OutOfMemoryError("too much")
         return real(device, name, layout, size)
 
-    monkeypatch.setattr(measure, "_product", product)
+    monkeypatch.setattr(measure, "product", product)
     taken = measure.measure_matmul("cpu", ("float64",))
     assert taken.formats == ("float32",)
     assert taken.refused == ()
@@ -70,11 +70,11 @@ def test_memory_that_ran_out_says_nothing_about_a_format(monkeypatch):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_products_are_stored_as_the_layout_says_and_multiply(layout):
-    out = measure._product("cpu", "float64", layout, (3, 5, 4))()
-    left = measure._fractions("cpu", 4, 3).t() if layout[0] == "T" else measure._fractions("cpu", 3, 4)
-    right = measure._fractions("cpu", 5, 4).t() if layout[1] == "T" else measure._fractions("cpu", 4, 5)
+    out = measure.product("cpu", "float64", layout, (3, 5, 4))()
+    left = measure.fractions("cpu", 4, 3).t() if layout[0] == "T" else measure.fractions("cpu", 3, 4)
+    right = measure.fractions("cpu", 5, 4).t() if layout[1] == "T" else measure.fractions("cpu", 4, 5)
     torch.testing.assert_close(out, left.double() @ right.double())
-    assert measure._fractions("cpu", 100, 100).unique().numel() > 5000  # no shortcut for constant data
+    assert measure.fractions("cpu", 100, 100).unique().numel() > 5000  # no shortcut for constant data
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,7 @@ def test_a_machine_that_is_never_quiet_ends_the_race():
 
 def test_a_busy_machine_is_said_to_be_busy(monkeypatch):
     counter = iter(range(10**9))
-    monkeypatch.setattr(measure, "_preemptions", lambda: next(counter))
+    monkeypatch.setattr(measure, "preemptions", lambda: next(counter))
     monkeypatch.setattr(measure, "TOTAL_SECONDS", 0.05)
     assert measure.measure_matmul("cpu", ("float64", "float32")).is_disturbed
 

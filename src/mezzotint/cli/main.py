@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mezzotint.cli.bench import bench
 from mezzotint.cli.demo import demo
 from mezzotint.cli.doctor import doctor
 from mezzotint.cli.formats import formats
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (doctor, formats, train, demo):
+for command in (doctor, formats, bench, train, demo):
     app.command()(command)
 
 

@@ -75,7 +75,7 @@ def _measured(device: str, names: tuple[str, ...], threads: int, matmul_precisio
         calls: dict[tuple[str, str], Callable[[], object]] = {}
         for name in names:
             try:
-                ours = {(name, layout): _product(device, name, layout, size) for layout in LAYOUTS}
+                ours = {(name, layout): product(device, name, layout, size) for layout in LAYOUTS}
                 for call in ours.values():
                     timer(call)
             except torch.OutOfMemoryError:
@@ -84,7 +84,7 @@ def _measured(device: str, names: tuple[str, ...], threads: int, matmul_precisio
                 refused[name] = _first_line(error)
             else:
                 calls |= ours
-        samples = race(calls, timer, _preemptions if device.startswith("cpu") else lambda: 0)
+        samples = race(calls, timer, preemptions if device.startswith("cpu") else lambda: 0)
     times = tuple(
         MatmulTime(
             format=name,
@@ -163,7 +163,7 @@ def race(
     return samples
 
 
-def _preemptions() -> int:
+def preemptions() -> int:
     """Return how often the scheduler took a processor from one of our threads; always 0 where it does not tell."""
     try:
         import resource
@@ -210,29 +210,43 @@ def _size(device: str, timer: Timer) -> tuple[int, int, int]:
     if not device.startswith("cpu"):
         return GPU_SIZES[0]
     for size in CPU_SIZES:
-        product = _product(device, "float32", "NT", size)
-        timer(product)
-        if min(timer(product) for _ in range(3)) >= SMALLEST_SECONDS:
+        call = product(device, "float32", "NT", size)
+        timer(call)
+        if min(timer(call) for _ in range(3)) >= SMALLEST_SECONDS:
             break
     return size
 
 
-def _product(device: str, name: str, layout: str, size: tuple[int, int, int]) -> Callable[[], object]:
-    """Return a call that multiplies an m x k by a k x n matrix, each stored as the layout says."""
-    dtype = getattr(torch, name)
+def product(
+    device: str, name: str, layout: str, size: tuple[int, int, int], *, is_fresh: bool = False
+) -> Callable[[], object]:
+    """Return a call that multiplies an m x k by a k x n matrix, each stored as the layout says.
+
+    tfloat32 is a float32 product, whose caller sets the precision. float8 products give bfloat16, with one scale for
+    each operand, and exist in the layout NT alone: whatever the layout, operands are stored so. The result goes into
+    the same tensor each time, or with `is_fresh` into a new one, as in training.
+    """
     m, n, k = size
-    left = _fractions(device, k, m).t() if layout[0] == "T" else _fractions(device, m, k)
-    right = _fractions(device, n, k).t() if layout[1] == "T" else _fractions(device, k, n)
+    if name.startswith("float8"):
+        layout = "NT"
+    dtype = torch.float32 if name == "tfloat32" else getattr(torch, name)
+    left = fractions(device, k, m).t() if layout[0] == "T" else fractions(device, m, k)
+    right = fractions(device, n, k).t() if layout[1] == "T" else fractions(device, k, n)
     # a cast keeps the strides, so a transposed matrix stays stored transposed
     left, right = left.to(dtype), right.to(dtype)
+    if name.startswith("float8"):
+        scale = torch.ones((), device=device)
+        return lambda: torch._scaled_mm(left, right, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16)
+    if is_fresh:
+        return lambda: torch.mm(left, right)
     out = torch.empty(m, n, dtype=dtype, device=device)
     return lambda: torch.mm(left, right, out=out)
 
 
-def _fractions(device: str, rows: int, columns: int) -> torch.Tensor:
-    """Return a matrix of values spread over -0.5 to 0.5 without drawing random numbers."""
-    steps = torch.arange(rows * columns, dtype=torch.float32, device=device)
-    return (steps * 0.6180339887).frac_().sub_(0.5).view(rows, columns)
+def fractions(device: str, *shape: int) -> torch.Tensor:
+    """Return float32 values spread over -0.5 to 0.5 without drawing random numbers."""
+    steps = torch.arange(math.prod(shape), dtype=torch.float32, device=device)
+    return (steps * 0.6180339887).frac_().sub_(0.5).view(shape)
 
 
 @cache

@@ -1,0 +1,1 @@
+"""Results as self-contained HTML pages: no network, light and dark, fit for print."""
