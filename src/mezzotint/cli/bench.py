@@ -1,9 +1,9 @@
 """`mezzotint bench`: how fast the operations of a training step are in each number format, honestly timed."""
 
 import json as json_module
-import os
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -226,8 +226,13 @@ def _check_writable(*paths: Path | None) -> None:
     for path in paths:
         if path is None:
             continue
-        folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
-        if path.is_dir() or not os.access(folder, os.W_OK):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                is_file = not path.is_dir()
+        except OSError:
+            is_file = False
+        if not is_file:
             raise DataError(f"{path} cannot be written; pass the path of a file in a folder that can")
 
 
