@@ -27,19 +27,17 @@ _E4M3_LOWEST, _E4M3_PLACES = np.uint32((127 - 6) << 23), np.uint32((23 - 3) << 2
 
 
 @compiled
-def round_blocks(
-    source, kind, out, out_kind, scales, block_size, element, largest_exponent, tensor_scale, rounding, seed, offset
-):
-    """Round `source`, whose length is a multiple of `block_size`, 16 or 32, into `out` and `scales`.
+def round_blocks(source, kind, out, out_kind, scales, how):
+    """Round `source`, whose length is a multiple of the block's, 16 or 32, into `out` and `scales`.
 
     `source` and `kind` are those of `round_words`. `out` holds float32 bits of the rounded numbers, or codes of the
-    elements where `out_kind` is CODES (uint8). `scales`, uint8, takes a code for each block: of E8M0 where
-    `tensor_scale`, a float32, is 0, else of E4M3. `element` is the saturating target array of the element format,
-    `largest_exponent` the exponent of its largest number.
+    elements where `out_kind` is CODES (uint8). `scales`, uint8, takes a code for each block. `how` is a tuple: the
+    length of a block, the saturating target array of the element format, the exponent of that format's largest number,
+    the scale of the tensor (float32; scales are codes of E8M0 where it is 0, else of E4M3), rounding, seed and offset.
     """
     bits = np.empty(_CHUNK, np.uint32)
+    block_size, rounding = how[0], how[4]
     buffers = _buffers(block_size, rounding)
-    how = (block_size, element, largest_exponent, tensor_scale, rounding, seed, offset)
     for start in range(0, source.size, _CHUNK):
         part = source[start : start + _CHUNK]
         loaded = bits[: part.size]
@@ -48,12 +46,10 @@ def round_blocks(
 
 
 @compiled
-def round_blocks_float32(
-    source, out, out_kind, scales, block_size, element, largest_exponent, tensor_scale, rounding, seed, offset
-):
+def round_blocks_float32(source, out, out_kind, scales, how):
     """Do what `round_blocks` does for `source` of FLOAT32 and another `out`, with no copy between."""
+    block_size, rounding = how[0], how[4]
     buffers = _buffers(block_size, rounding)
-    how = (block_size, element, largest_exponent, tensor_scale, rounding, seed, offset)
     for start in range(0, source.size, _CHUNK):
         part = source[start : start + _CHUNK]
         _round_chunk(part, start, out[start : start + _CHUNK], out_kind, scales[start // block_size :], how, buffers)

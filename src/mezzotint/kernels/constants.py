@@ -14,3 +14,7 @@ ROUNDS = 7
 COUNTERS = 16  # in a block
 BLOCK_WORDS = 4 * COUNTERS
 HALVES = 1024  # words that serve twice as many elements, where 16 bits are enough
+
+# places of a range count that are no exponent fields
+NAN, INF, ZERO = 256, 257, 258
+NUM_COUNTS = 259

@@ -9,7 +9,7 @@ other, from the largest down. A dozen exponents hold nearly all elements of a te
 import numpy as np
 
 from mezzotint.kernels.compiled import compiled
-from mezzotint.kernels.constants import FLOAT16
+from mezzotint.kernels.constants import FLOAT16, INF, NAN, ZERO
 from mezzotint.kernels.vectors import COUNT_STEP, MASK_STEP, count_pair, mask_between, trailing_zeros
 from mezzotint.kernels.words import bfloat16_bits, float16_bits
 
@@ -17,9 +17,6 @@ _u32, _u8, _i64, _u64 = np.uint32, np.uint8, np.int64, np.uint64
 _CHUNK = 4096
 _RARE = 24  # counting by exponent ends where fewer than one element in 24 is left
 _FEW = 10  # exponents to count before the rest of a chunk is judged
-# places of the counters that are no exponents
-NAN, INF, ZERO = 256, 257, 258
-NUM_COUNTS = 259
 
 
 @compiled

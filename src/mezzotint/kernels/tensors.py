@@ -17,7 +17,19 @@ from mezzotint.formats.codec import decode
 from mezzotint.formats.rounding import Overflow, Rounding
 from mezzotint.formats.spec import BlockFormat, FloatFormat
 from mezzotint.kernels import generic
-from mezzotint.kernels.constants import BFLOAT16, CODES, FLOAT16, FLOAT32, NEAREST, STOCHASTIC, TOWARD_ZERO
+from mezzotint.kernels.constants import (
+    BFLOAT16,
+    CODES,
+    FLOAT16,
+    FLOAT32,
+    INF,
+    NAN,
+    NEAREST,
+    NUM_COUNTS,
+    STOCHASTIC,
+    TOWARD_ZERO,
+    ZERO,
+)
 from mezzotint.kernels.ranges import RangeStats, float_of, num_below
 from mezzotint.kernels.target import Target, target
 
@@ -78,29 +90,77 @@ def round_to(
     Raises FormatError for another dtype, for an `out` that cannot hold the format, for an overflow mode that the format
     cannot serve, and for a NaN where codes are asked of a format that has none.
     """
-    fmt = _format(fmt)
-    _check_source(source, rounding)
     if out is None:
         out = torch.empty_like(source, requires_grad=False)
-    is_code = _check_out(source, out, fmt)
-    numbers = _target(fmt, overflow)
-    if is_code and not fmt.has_nan and bool(source.isnan().any()):
-        raise FormatError(f"{fmt.name} has no NaN and the tensor has some; replace them before encoding")
-    kind = CODES if is_code else _KINDS[out.dtype]
-    flat = _flat(source, out)
-    if flat is None:
-        rounded = generic.round_values(_as_float32(source), numbers, rounding, seed, offset)
-        _fill(out, generic.encode_values(rounded, numbers) if is_code else rounded, is_code)
-        return out
-    from mezzotint.kernels.rounding import round_float32, round_words
-
-    words, place = flat
-    chosen = (_array(numbers), _MODES[rounding], *_keys(seed, offset))
-    if source.dtype is torch.float32 and words is not place:
-        round_float32(words, place, kind, *chosen)
+    if torch.compiler.is_compiling():
+        plan = _make_plan(source.dtype, out.dtype, _format(fmt), rounding, overflow)
     else:
-        round_words(words, _KINDS[source.dtype], place, kind, *chosen)
+        key = (source.dtype, out.dtype, fmt if type(fmt) is str else id(fmt), rounding, overflow)
+        found = _plans.get(key)
+        if found is None:
+            # the plan keeps the format, so that its id stays its own
+            found = _plans[key] = _make_plan(source.dtype, out.dtype, _format(fmt), rounding, overflow)
+        plan = found
+    if out.shape != source.shape or out.device != source.device:
+        raise FormatError(
+            f"out is {tuple(out.shape)} on {out.device}, the tensor {tuple(source.shape)} on {source.device}; "
+            "shape and device must agree"
+        )
+    if plan.is_code and not plan.fmt.has_nan and bool(source.isnan().any()):
+        raise FormatError(f"{plan.fmt.name} has no NaN and the tensor has some; replace them before encoding")
+    if not _is_reachable(source, out, needs_order=plan.mode == STOCHASTIC):
+        rounded = generic.round_values(_as_float32(source), plan.target, rounding, seed, offset)
+        _fill(out, generic.encode_values(rounded, plan.target) if plan.is_code else rounded, plan.is_code)
+        return out
+    _entries().round_at(
+        source.data_ptr(),
+        plan.kind,
+        out.data_ptr(),
+        plan.out_kind,
+        plan.out_bytes,
+        source.numel(),
+        _address(plan.target),
+        plan.mode,
+        _signed(seed),
+        _signed(offset),
+    )
     return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What is settled once for a format, dtypes and modes."""
+
+    fmt: FloatFormat
+    target: Target
+    kind: int
+    out_kind: int
+    out_bytes: int
+    mode: int
+
+    @property
+    def is_code(self) -> bool:
+        return self.out_kind == CODES
+
+
+_plans: dict[tuple[Any, ...], _Plan] = {}
+
+
+def _make_plan(
+    dtype: torch.dtype, out_dtype: torch.dtype, fmt: FloatFormat, rounding: Rounding, overflow: Overflow | None
+) -> _Plan:
+    _check_source(dtype, rounding)
+    is_code = _takes_codes(out_dtype, fmt)
+    # torch.compile warns of a cache that it sees through
+    find = target.__wrapped__ if torch.compiler.is_compiling() else target
+    return _Plan(
+        fmt=fmt,
+        target=find(fmt, overflow),
+        kind=_KINDS[dtype],
+        out_kind=CODES if is_code else _KINDS[out_dtype],
+        out_bytes=out_dtype.itemsize,
+        mode=_MODES[rounding],
+    )
 
 
 def encode(
@@ -217,7 +277,7 @@ def _blocks(
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Return numbers or codes, `axis` last and padded; scale codes; the tensor's scale; the axis's true size."""
     fmt = _block_format(fmt)
-    _check_source(source, rounding)
+    _check_source(source.dtype, rounding)
     if source.dim() == 0:
         raise FormatError(f"{fmt.name} needs an axis to lay blocks along; the tensor is a single number")
     if out is not None and (out.shape != source.shape or out.device != source.device):
@@ -233,30 +293,25 @@ def _blocks(
         rounded = torch.empty_like(laid, dtype=torch.uint8 if is_code else torch.float32)
     blocks_shape = (*laid.shape[:-1], laid.shape[-1] // fmt.block_size)
     scales = torch.empty(blocks_shape, dtype=torch.uint8, device=source.device)
-    element = _target(fmt.element, Overflow.SATURATE)
     tensor_scale = _tensor_scale(laid, fmt)
-    flat = _flat(laid, rounded)
-    if flat is None:
+    if not _is_reachable(laid, rounded):
         _generic_blocks(laid, rounded, scales, tensor_scale, fmt, rounding, seed, offset, is_code=is_code)
     else:
-        from mezzotint.kernels.blocks import round_blocks, round_blocks_float32
-
-        words, place = flat
-        kind = CODES if is_code else _KINDS[torch.float32]
-        scale = _float32(float(tensor_scale) if fmt.has_tensor_scale else 0.0)
-        settings = (
+        _entries().round_blocks_at(
+            laid.data_ptr(),
+            _KINDS[laid.dtype],
+            rounded.data_ptr(),
+            CODES if is_code else FLOAT32,
+            scales.data_ptr(),
+            laid.numel(),
             fmt.block_size,
-            _array(element),
+            _address(_target(fmt.element, Overflow.SATURATE)),
             fmt.element.max_exponent,
-            scale,
+            float(tensor_scale) if fmt.has_tensor_scale else 0.0,
             _MODES[rounding],
-            *_keys(seed, offset),
+            _signed(seed),
+            _signed(offset),
         )
-        places = scales.view(-1).numpy()
-        if laid.dtype is torch.float32 and words is not place:
-            round_blocks_float32(words, place, kind, places, *settings)
-        else:
-            round_blocks(words, _KINDS[laid.dtype], place, kind, places, *settings)
     return rounded, scales, tensor_scale, size
 
 
@@ -308,17 +363,15 @@ def range_stats(source: Tensor) -> RangeStats:
     source = source.detach()
     if source.dtype not in _KINDS and source.dtype is not torch.float64:
         source = source.float()
-    flat = _flat(source) if source.dtype in _KINDS else None
-    if flat is None:
+    if source.dtype not in _KINDS or not _is_reachable(source):
         return generic.range_stats(source.flatten() if fmt.bits == 64 else _as_float32(source), fmt.min_exponent)
     import numpy as np
 
-    from mezzotint.kernels.stats import INF, NAN, NUM_COUNTS, ZERO, range_counts
-
     found = np.zeros(NUM_COUNTS, np.int64)
-    largest, smallest = range_counts(flat[0], _KINDS[source.dtype], found)
+    kind = _KINDS[source.dtype]
+    largest, smallest = _entries().range_counts_at(source.data_ptr(), kind, source.numel(), found)
     counts = found.tolist()
-    exponents = counts[:NAN]
+    exponents = tuple(counts[:NAN])
     return RangeStats(
         count=source.numel(),
         nans=counts[NAN],
@@ -327,35 +380,37 @@ def range_stats(source: Tensor) -> RangeStats:
         subnormals=num_below(exponents, counts[ZERO], fmt.min_exponent),
         amax=float_of(int(largest)),
         smallest=float_of(min(int(smallest), 0x7F800000)),
-        exponents=tuple(exponents),
+        exponents=exponents,
     )
 
 
-def _flat(*tensors: Tensor) -> list[Any] | None:
-    """Return the tensors' words as flat arrays without a copy, or None where the compiled loops cannot reach them.
+@cache
+def _entries() -> Any:
+    """Return the compiled loops; importing them takes half a second, so it waits for the first call."""
+    from mezzotint.kernels import entries
 
-    Dense tensors of equal strides are walked in storage order, whatever the order of their axes. The second is the
-    first, as an object, where both are one place in memory.
+    return entries
+
+
+_REACHABLE = (Tensor, torch.nn.Parameter)
+
+
+def _is_reachable(one: Tensor, other: Tensor | None = None, *, needs_order: bool = False) -> bool:
+    """Return whether the compiled loops can walk one tensor, or two side by side, as dense CPU memory.
+
+    Dense tensors of equal strides are walked in storage order, whatever the order of their axes, unless `needs_order`.
     """
-    first = tensors[0]
-    for tensor in tensors:
-        if tensor.device.type != "cpu" or type(tensor) not in (Tensor, torch.nn.Parameter):
-            return None
-    if torch.compiler.is_compiling():
-        return None
-    if not all(tensor.is_contiguous() for tensor in tensors) and not (
-        all(tensor.stride() == first.stride() for tensor in tensors) and _is_dense(first)
+    if not one.is_cpu or type(one) not in _REACHABLE or torch.compiler.is_compiling():
+        return False
+    if other is None:
+        return one.is_contiguous() or _is_dense(one)
+    if type(other) not in _REACHABLE:
+        return False
+    if not (one.is_contiguous() and other.is_contiguous()) and (
+        needs_order or one.stride() != other.stride() or not _is_dense(one)
     ):
-        return None
-    if len(tensors) > 1 and _overlap(first, tensors[1]):
-        return None
-    arrays: list[Any] = []
-    for tensor in tensors:
-        words = tensor.detach().as_strided((tensor.numel(),), (1,)).view(_WORDS[tensor.element_size()])
-        arrays.append(words.numpy())
-    if len(tensors) > 1 and first.dtype is tensors[1].dtype and first.data_ptr() == tensors[1].data_ptr():
-        arrays[1] = arrays[0]
-    return arrays
+        return False
+    return not _overlap(one, other)
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -373,8 +428,27 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
     start, begin = one.data_ptr(), other.data_ptr()
     if start == begin and one.dtype is other.dtype:
         return False
-    end, stop = start + one.numel() * one.element_size(), begin + other.numel() * other.element_size()
-    return start < stop and begin < end
+    return start < begin + other.nbytes and begin < start + one.nbytes
+
+
+def _signed(number: int) -> int:
+    """Return the int64 that has a number's last 64 bits: one type for all, as each other would be compiled anew."""
+    number &= _MASK_64
+    return number - (1 << 64) if number >> 63 else number
+
+
+_arrays: dict[Target, Any] = {}
+
+
+def _address(numbers: Target) -> int:
+    """Return where a target's numbers lie as uint32; they stay there for good."""
+    found = _arrays.get(numbers)
+    if found is None:
+        import numpy as np
+
+        array = np.array(numbers, np.uint32)
+        found = _arrays[numbers] = (array, array.ctypes.data)
+    return int(found[1])
 
 
 def _as_float32(source: Tensor) -> Tensor:
@@ -397,46 +471,22 @@ def _target(fmt: FloatFormat, overflow: Overflow | None) -> Target:
     return found
 
 
-@cache
-def _array(numbers: Target) -> Any:
-    import numpy as np
-
-    return np.array(numbers, np.uint32)
-
-
-def _keys(seed: int, offset: int) -> tuple[Any, Any]:
-    import numpy as np
-
-    return np.uint64(seed & _MASK_64), np.uint64(offset & _MASK_64)
-
-
-def _float32(value: float) -> Any:
-    import numpy as np
-
-    return np.float32(value)
-
-
-def _check_source(source: Tensor, rounding: Rounding) -> None:
-    if source.dtype not in _KINDS:
-        raise FormatError(f"tensors of {source.dtype} are not rounded; pass one of {_listed(_KINDS)}")
+def _check_source(dtype: torch.dtype, rounding: Rounding) -> None:
+    if dtype not in _KINDS:
+        raise FormatError(f"tensors of {dtype} are not rounded; pass one of {_listed(_KINDS)}")
     if rounding not in _MODES:
         raise FormatError(f"unknown rounding {rounding!r}; pass one of {', '.join(Rounding)}")
 
 
-def _check_out(source: Tensor, out: Tensor, fmt: FloatFormat) -> bool:
-    """Return whether `out` takes codes rather than numbers."""
-    if out.shape != source.shape or out.device != source.device:
-        raise FormatError(
-            f"out is {tuple(out.shape)} on {out.device}, the tensor {tuple(source.shape)} on {source.device}; "
-            "shape and device must agree"
-        )
-    if out.dtype in _KINDS:
-        if _holds(_FORMATS[out.dtype], fmt):
+def _takes_codes(out_dtype: torch.dtype, fmt: FloatFormat) -> bool:
+    """Return whether a result of `out_dtype` takes codes rather than numbers."""
+    if out_dtype in _KINDS:
+        if _holds(_FORMATS[out_dtype], fmt):
             return False
-        raise FormatError(f"{out.dtype} does not hold every number of {fmt.name}; pass out= of float32")
-    if out.dtype is dtype_of(fmt) or (out.dtype is torch.uint8 and fmt.bits <= 8):
+        raise FormatError(f"{out_dtype} does not hold every number of {fmt.name}; pass out= of float32")
+    if out_dtype is dtype_of(fmt) or (out_dtype is torch.uint8 and fmt.bits <= 8):
         return True
-    raise FormatError(f"{out.dtype} stores neither the numbers nor the codes of {fmt.name}; pass out= of float32")
+    raise FormatError(f"{out_dtype} stores neither the numbers nor the codes of {fmt.name}; pass out= of float32")
 
 
 def _holds(container: FloatFormat, fmt: FloatFormat) -> bool:
