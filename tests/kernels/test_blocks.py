@@ -105,6 +105,12 @@ def test_any_axis_short_blocks_and_places(fmt: BlockFormat) -> None:
     place = source.clone()
     assert round_to_blocks(place, fmt, axis=1, out=place) is place
     assert same(place, expected)
+    square = moderate(count=64 * 64).view(64, 64) / 64
+    columns = round_to_blocks(square.t().contiguous(), fmt).t()
+    assert same(round_to_blocks(square, fmt, axis=0, out=torch.empty(64, 64)), columns)
+    shifted = torch.empty(64 * 64 + 1)
+    shifted[:-1] = square.flatten()
+    assert same(round_to_blocks(shifted[:-1], fmt, out=shifted[1:]), round_to_blocks(square, fmt).flatten())
     flat = source.reshape(-1)[:1024].clone()
     wanted = round_to_blocks(flat, fmt)
     assert same(round_to_blocks(flat, fmt, out=torch.empty(1024)), wanted)

@@ -17,8 +17,10 @@ from mezzotint.kernels.constants import CODES, FLOAT32
 from mezzotint.kernels.rounding import round_float32, round_words
 from mezzotint.kernels.stats import range_counts
 from mezzotint.kernels.target import Target
+from mezzotint.kernels.words import as_float
 
 _f32, _u64 = np.float32, np.uint64
+_INFINITY = np.uint32(0x7F800000)
 _TARGET = len(Target._fields)
 
 
@@ -109,7 +111,12 @@ def round_blocks_at(
 
 @compiled
 def range_counts_at(source, kind, count, counts):
-    """Add one pass over `count` words at `source` to the array `counts`; see `range_counts`."""
+    """Add one pass over `count` words at `source` to the array `counts`; return both ends of the range as numbers.
+
+    The smallest is infinity where there is none but zeros; see `range_counts`.
+    """
     if kind == FLOAT32:
-        return range_counts(carray(_words32(source), (count,)), kind, counts)
-    return range_counts(carray(_words16(source), (count,)), kind, counts)
+        largest, smallest = range_counts(carray(_words32(source), (count,)), kind, counts)
+    else:
+        largest, smallest = range_counts(carray(_words16(source), (count,)), kind, counts)
+    return float(as_float(largest)), float(as_float(smallest)) if smallest < _INFINITY else np.inf

@@ -1,6 +1,5 @@
 """RangeStats: what one pass over a tensor says about the range of its numbers."""
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,9 +34,5 @@ class RangeStats:
 
 def num_below(exponents: Sequence[int], zeros: int, min_exponent: int) -> int:
     """Return how many numbers that are not 0 lie below 2^min_exponent, by a histogram of exponent fields."""
-    return exponents[0] - zeros + sum(exponents[1 : max(min_exponent + BIAS, 1)])
-
-
-def float_of(bits: int) -> float:
-    """Return the float32 with these bits."""
-    return float(struct.unpack("<f", struct.pack("<I", bits))[0])
+    below_float32 = exponents[0] - zeros
+    return below_float32 + sum(exponents[1 : min_exponent + BIAS]) if min_exponent + BIAS > 1 else below_float32

@@ -30,7 +30,7 @@ from mezzotint.kernels.constants import (
     TOWARD_ZERO,
     ZERO,
 )
-from mezzotint.kernels.ranges import RangeStats, float_of, num_below
+from mezzotint.kernels.ranges import RangeStats, num_below
 from mezzotint.kernels.target import Target, target
 
 _DTYPES = {
@@ -204,20 +204,23 @@ class Blocks:
     """A tensor in a block format: a code for each element, a scale for each block.
 
     `codes`, uint8, has the tensor's shape with `axis` last and padded to whole blocks; `scales`, of the dtype that
-    stores the scale's format, has a place for each block instead. `tensor_scale` is 1 where the format has none.
+    stores the scale's format, has a place for each block instead. `tensor_scale` is None where the format has none.
     """
 
     fmt: BlockFormat
     codes: Tensor
     scales: Tensor
-    tensor_scale: Tensor
+    tensor_scale: Tensor | None
     axis: int
     size: int
 
     def numbers(self) -> Tensor:
         """Return the numbers that codes and scales stand for, float32 of the tensor's shape."""
         elements = decode_codes(self.codes, self.fmt.element).view(*self.scales.shape, self.fmt.block_size)
-        scaled = elements * (self.scales.float() * self.tensor_scale).unsqueeze(-1)
+        factors = self.scales.float()
+        if self.tensor_scale is not None:
+            factors = factors * self.tensor_scale
+        scaled = elements * factors.unsqueeze(-1)
         numbers: Tensor = scaled.flatten(-2)[..., : self.size].movedim(-1, self.axis)
         return numbers.contiguous()
 
@@ -274,7 +277,7 @@ def _blocks(
     *,
     is_code: bool,
     out: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, int]:
+) -> tuple[Tensor, Tensor, Tensor | None, int]:
     """Return numbers or codes, `axis` last and padded; scale codes; the tensor's scale; the axis's true size."""
     fmt = _block_format(fmt)
     _check_source(source.dtype, rounding)
@@ -282,12 +285,12 @@ def _blocks(
         raise FormatError(f"{fmt.name} needs an axis to lay blocks along; the tensor is a single number")
     if out is not None and (out.shape != source.shape or out.device != source.device):
         raise FormatError(f"out has the shape {tuple(out.shape)}, the tensor {tuple(source.shape)}; they must agree")
-    laid = source.detach().movedim(axis, -1)
+    is_last = axis in (-1, source.dim() - 1)
+    laid = source.detach() if is_last else source.detach().movedim(axis, -1)
     size = laid.shape[-1]
     padding = -size % fmt.block_size
     laid = torch.nn.functional.pad(laid, (0, padding)).contiguous() if padding else laid.contiguous()
-    is_direct = out is not None and out.dtype is torch.float32 and out.shape == laid.shape and out.is_contiguous()
-    if is_direct and out is not None and (laid.data_ptr() != out.data_ptr() or out is source):
+    if out is not None and is_last and not padding and out.dtype is torch.float32 and out.is_contiguous():
         rounded = out
     else:
         rounded = torch.empty_like(laid, dtype=torch.uint8 if is_code else torch.float32)
@@ -307,7 +310,7 @@ def _blocks(
             fmt.block_size,
             _address(_target(fmt.element, Overflow.SATURATE)),
             fmt.element.max_exponent,
-            float(tensor_scale) if fmt.has_tensor_scale else 0.0,
+            0.0 if tensor_scale is None else float(tensor_scale),
             _MODES[rounding],
             _signed(seed),
             _signed(offset),
@@ -319,7 +322,7 @@ def _generic_blocks(
     laid: Tensor,
     rounded: Tensor,
     scales: Tensor,
-    tensor_scale: Tensor,
+    tensor_scale: Tensor | None,
     fmt: BlockFormat,
     rounding: Rounding,
     seed: int,
@@ -330,7 +333,7 @@ def _generic_blocks(
     element = _target(fmt.element, Overflow.SATURATE)
     numbers = laid.float().reshape(-1, fmt.block_size)
     top = (numbers.view(torch.int32) & 0x7FFFFFFF).amax(dim=-1, keepdim=True)
-    if fmt.has_tensor_scale:
+    if tensor_scale is not None:
         scale_target = _target(fmt.scale, Overflow.SATURATE)
         inverse, factor, code = generic.nvfp4_scales(top, tensor_scale, scale_target)
     else:
@@ -344,10 +347,12 @@ def _generic_blocks(
         rounded.copy_((near.view_as(numbers) * factor).view(rounded.shape))
 
 
-def _tensor_scale(laid: Tensor, fmt: BlockFormat) -> Tensor:
+def _tensor_scale(laid: Tensor, fmt: BlockFormat) -> Tensor | None:
     """Return NVFP4's scale of the tensor, amax / (largest scale * largest element), over finite numbers."""
+    if not fmt.has_tensor_scale:
+        return None
     one = torch.ones((), dtype=torch.float32, device=laid.device)
-    if not fmt.has_tensor_scale or laid.numel() == 0:
+    if laid.numel() == 0:
         return one
     amax = laid.float().abs().nan_to_num(0.0, posinf=0.0).amax()
     scale = amax / (FLOAT8_E4M3FN.max * fmt.element.max)
@@ -360,11 +365,12 @@ def range_stats(source: Tensor) -> RangeStats:
     A float64 beyond float32's range is counted at the end of the histogram. Raises FormatError for other dtypes.
     """
     fmt = format_of(source.dtype)
-    source = source.detach()
     if source.dtype not in _KINDS and source.dtype is not torch.float64:
-        source = source.float()
+        source = source.detach().float()
     if source.dtype not in _KINDS or not _is_reachable(source):
-        return generic.range_stats(source.flatten() if fmt.bits == 64 else _as_float32(source), fmt.min_exponent)
+        return generic.range_stats(
+            source.detach().flatten() if fmt.bits == 64 else _as_float32(source), fmt.min_exponent
+        )
     import numpy as np
 
     found = np.zeros(NUM_COUNTS, np.int64)
@@ -378,8 +384,8 @@ def range_stats(source: Tensor) -> RangeStats:
         infinities=counts[INF],
         zeros=counts[ZERO],
         subnormals=num_below(exponents, counts[ZERO], fmt.min_exponent),
-        amax=float_of(int(largest)),
-        smallest=float_of(min(int(smallest), 0x7F800000)),
+        amax=largest,
+        smallest=smallest,
         exponents=exponents,
     )
 
