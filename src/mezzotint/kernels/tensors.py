@@ -106,30 +106,22 @@ def round_to(
             f"out is {tuple(out.shape)} on {out.device}, the tensor {tuple(source.shape)} on {source.device}; "
             "shape and device must agree"
         )
-    if plan.is_code and not plan.fmt.has_nan and bool(source.isnan().any()):
+    if plan.refuses_nan and bool(source.isnan().any()):
         raise FormatError(f"{plan.fmt.name} has no NaN and the tensor has some; replace them before encoding")
     if not _is_reachable(source, out, needs_order=plan.mode == STOCHASTIC):
         rounded = generic.round_values(_as_float32(source), plan.target, rounding, seed, offset)
         _fill(out, generic.encode_values(rounded, plan.target) if plan.is_code else rounded, plan.is_code)
         return out
-    _entries().round_at(
-        source.data_ptr(),
-        plan.kind,
-        out.data_ptr(),
-        plan.out_kind,
-        plan.out_bytes,
-        source.numel(),
-        _address(plan.target),
-        plan.mode,
-        _signed(seed),
-        _signed(offset),
-    )
+    keys = (_signed(seed), _signed(offset)) if plan.mode == STOCHASTIC else (0, 0)
+    address = plan.address or _settle(plan)
+    _round_at(source.data_ptr(), plan.kind, out.data_ptr(), plan.out_kind, plan.out_bytes, source.numel(), address,
+              plan.mode, *keys)  # fmt: skip
     return out
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Plan:
-    """What is settled once for a format, dtypes and modes."""
+    """What is settled once for a format, dtypes and modes; `address` at the first use of the compiled loops."""
 
     fmt: FloatFormat
     target: Target
@@ -137,10 +129,9 @@ class _Plan:
     out_kind: int
     out_bytes: int
     mode: int
-
-    @property
-    def is_code(self) -> bool:
-        return self.out_kind == CODES
+    is_code: bool
+    refuses_nan: bool
+    address: int = 0
 
 
 _plans: dict[tuple[Any, ...], _Plan] = {}
@@ -160,7 +151,19 @@ def _make_plan(
         out_kind=CODES if is_code else _KINDS[out_dtype],
         out_bytes=out_dtype.itemsize,
         mode=_MODES[rounding],
+        is_code=is_code,
+        refuses_nan=is_code and not fmt.has_nan,
     )
+
+
+def _settle(plan: _Plan) -> int:
+    global _round_at  # noqa: PLW0603 - set once, as importing the compiled loops takes half a second
+    _round_at = _entries().round_at
+    plan.address = _address(plan.target)
+    return plan.address
+
+
+_round_at: Any = None
 
 
 def encode(
