@@ -114,9 +114,13 @@ def test_nothing_is_left_changed() -> None:
     assert before[1:] == after[1:]
     assert result.roof("float32").source == "best measured here"
     assert result.facts["torch"] == torch.__version__
-    with bench_run._matmul_precision("high"):
+    torch.set_float32_matmul_precision("high")
+    try:
+        with bench_run._without_tf32():
+            assert torch.get_float32_matmul_precision() == "highest"
         assert torch.get_float32_matmul_precision() == "high"
-    assert torch.get_float32_matmul_precision() == before[2]
+    finally:
+        torch.set_float32_matmul_precision(before[2])
 
 
 def test_an_absent_device_is_named() -> None:

@@ -210,3 +210,11 @@ def test_a_device_that_is_not_here_is_misuse(device):
     assert done.returncode == 2
     assert done.stdout == ""
     assert re.fullmatch(rf"mezzotint: error: device '{device}' cannot be used here.*; pass one of .*cpu\n", done.stderr)
+
+
+def test_a_model_that_does_not_fit_is_an_error(measured):
+    done = run("--device", "cpu", "--parameters", "900B", "--json")
+    assert done.exit_code == 1
+    assert "MZ311" in [finding["code"] for finding in json.loads(done.stdout)["findings"]]
+    small = run("--device", "cpu", "--parameters", "1M", "--json")
+    assert "MZ311" not in [finding["code"] for finding in json.loads(small.stdout)["findings"]]

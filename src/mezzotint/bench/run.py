@@ -180,17 +180,16 @@ def _contestant(device: str, case: Case, name: str, kernels: str) -> _Contestant
     contexts: list[Callable[[], AbstractContextManager[object]]] = []
     if kernels == "mezzotint":
         contexts.append(lambda: fast_cpu(name))
-    if case.op in PRODUCTS and not device.startswith("cpu") and name in ("float32", "tfloat32"):
-        precision = "high" if name == "tfloat32" else "highest"
-        contexts.append(lambda: _matmul_precision(precision))
+    if case.op in PRODUCTS and not device.startswith("cpu") and name == "float32":
+        contexts.append(_without_tf32)
     context = contexts[0] if contexts else contextlib.nullcontext
     return _Contestant(format=name, kernels=kernels, call=_call(device, case, name), context=context, seconds=[])
 
 
 @contextlib.contextmanager
-def _matmul_precision(precision: str) -> Any:
+def _without_tf32() -> Any:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
+    torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mezzotint.policy.policy import Policy
 
 _TIMED_FORMATS = ("float64", "float32", "bfloat16", "float16")
+_TIMED_ON_ACCELERATORS = ("tfloat32", "float8_e4m3fn")
 
 DeviceOption = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="Look at this device only: cpu, cuda:0, mps, ...")
@@ -47,7 +48,13 @@ class Diagnosis:
     findings: tuple[Finding, ...]
 
 
-def doctor(device: DeviceOption = None, json: JsonOption = False) -> None:
+ParametersOption = Annotated[
+    str | None,
+    typer.Option("--parameters", metavar="COUNT", help="A model's size (124M, 1.3B): does its training state fit?"),
+]
+
+
+def doctor(device: DeviceOption = None, parameters: ParametersOption = None, json: JsonOption = False) -> None:
     """Show what this machine does in each number format, measured, and the policy that suits it.
 
     Exits with 1 where something deserves attention.
@@ -55,9 +62,9 @@ def doctor(device: DeviceOption = None, json: JsonOption = False) -> None:
     progress = progress_console()
     if progress.is_terminal and not json:
         with progress.status("measuring ..."):
-            diagnosis = diagnose(device)
+            diagnosis = diagnose(device, parameters)
     else:
-        diagnosis = diagnose(device)
+        diagnosis = diagnose(device, parameters)
     if json:
         print_json("doctor", to_json(diagnosis))
     else:
@@ -68,22 +75,26 @@ def doctor(device: DeviceOption = None, json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def diagnose(device: str | None = None) -> Diagnosis:
-    """Return the examination of one device, or of all, the one to train on first."""
+def diagnose(device: str | None = None, parameters: str | None = None) -> Diagnosis:
+    """Return the examination of one device, or of all, the one to train on first.
+
+    With a number of `parameters`, whether they fit that one under the policy chosen.
+    """
     from mezzotint.hardware.checkup import check_setup
     from mezzotint.hardware.probe import probe, probe_devices, probe_setup
     from mezzotint.policy.choose import choose
+    from mezzotint.policy.memory import check_memory, parse_count
 
+    count = None if parameters is None else parse_count(parameters)
     found = probe_devices() if device is None else (probe(device),)
     examined = tuple(_examine(facts) for facts in found)
     setup = probe_setup()
     first = examined[0]
-    return Diagnosis(
-        devices=examined,
-        setup=setup,
-        decision=choose(first.facts, first.timings),
-        findings=check_setup([(e.facts, e.timings) for e in examined], setup),
-    )
+    decision = choose(first.facts, first.timings)
+    findings = check_setup([(e.facts, e.timings) for e in examined], setup)
+    if count is not None:
+        findings += check_memory(decision.value, count, first.facts)
+    return Diagnosis(devices=examined, setup=setup, decision=decision, findings=findings)
 
 
 def _examine(facts: "DeviceFacts") -> Examined:
@@ -91,7 +102,8 @@ def _examine(facts: "DeviceFacts") -> Examined:
     from mezzotint.hardware.support import support_table
 
     try:
-        timings = measure_matmul(facts.device, _TIMED_FORMATS)
+        more = () if facts.kind == "cpu" else _TIMED_ON_ACCELERATORS
+        timings = measure_matmul(facts.device, _TIMED_FORMATS + more)
         bandwidth = copy_bytes_per_second(facts.device)
     except Exception as error:  # a driver may fail in ways of its own, and the report is about that too
         progress_console().print(f"{facts.device} could not be measured: {error}", style="yellow", markup=False)

@@ -10,6 +10,7 @@ MZ307  a device is there and torch cannot use it
 MZ308  this build of torch has no kernels for the device
 MZ309  most of a device's memory is taken
 MZ310  the machine was too busy to measure
+MZ311  weights, gradients and states do not fit the device's memory (`mezzotint.policy.memory`)
 """
 
 from collections.abc import Iterator, Sequence

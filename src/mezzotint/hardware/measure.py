@@ -52,12 +52,15 @@ def measure_matmul(
     A format that torch will not multiply is in `refused`; if that is float32, nothing was timed. Takes about 0.1 s,
     0.3 s where a format is emulated.
 
-    Raises ConfigError for a format without a dtype of its own, such as tfloat32.
+    tfloat32 is float32 at the precision "high", on accelerators alone. Raises ConfigError for a format that torch has
+    no dtype for.
     """
     names = tuple(dict.fromkeys(("float32", *(find_format(name).name for name in formats))))
-    missing = [name for name in names if not hasattr(torch, name)]
+    is_cpu = str(device).startswith("cpu")
+    missing = [name for name in names if not hasattr(torch, name) and (name != "tfloat32" or is_cpu)]
     if missing:
-        raise ConfigError(f"{missing[0]} is not a torch dtype, so it cannot be timed; pass {', '.join(names[:1])}")
+        reason = "a format of GPUs" if missing[0] == "tfloat32" else "not a torch dtype"
+        raise ConfigError(f"{missing[0]} is {reason}, so it cannot be timed; pass {', '.join(names[:1])}")
     setting = torch.get_float32_matmul_precision() if str(device) != "cpu" else ""
     return _measured(str(device), names, torch.get_num_threads(), setting)
 
@@ -222,9 +225,9 @@ def product(
 ) -> Callable[[], object]:
     """Return a call that multiplies an m x k by a k x n matrix, each stored as the layout says.
 
-    tfloat32 is a float32 product, whose caller sets the precision. float8 products give bfloat16, with one scale for
-    each operand, and exist in the layout NT alone: whatever the layout, operands are stored so. The result goes into
-    the same tensor each time, or with `is_fresh` into a new one, as in training.
+    tfloat32 is a float32 product at the precision "high". float8 products give bfloat16, with one scale for each
+    operand, and exist in the layout NT alone: whatever the layout, operands are stored so. The result goes into the
+    same tensor each time, or with `is_fresh` into a new one, as in training.
     """
     m, n, k = size
     if name.startswith("float8"):
@@ -238,9 +241,23 @@ def product(
         scale = torch.ones((), device=device)
         return lambda: torch._scaled_mm(left, right, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16)
     if is_fresh:
-        return lambda: torch.mm(left, right)
-    out = torch.empty(m, n, dtype=dtype, device=device)
-    return lambda: torch.mm(left, right, out=out)
+        call: Callable[[], object] = lambda: torch.mm(left, right)  # noqa: E731
+    else:
+        out = torch.empty(m, n, dtype=dtype, device=device)
+        call = lambda: torch.mm(left, right, out=out)  # noqa: E731
+    return _at_high_precision(call) if name == "tfloat32" else call
+
+
+def _at_high_precision(call: Callable[[], object]) -> Callable[[], object]:
+    def with_tf32() -> None:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            call()
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return with_tf32
 
 
 def fractions(device: str, *shape: int) -> torch.Tensor:
