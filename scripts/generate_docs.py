@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md: the recorded demo and the table of policies.
+"""Write what is generated: parts of README.md, docs/formats.md and docs/claims.md.
 
     python scripts/generate_docs.py            write
     python scripts/generate_docs.py --check    exit 1 where a file is stale
@@ -12,9 +12,13 @@ import sys
 from io import StringIO
 from pathlib import Path
 
+import claims
 from rich.console import Console
 
 from mezzotint.cli.demo import CAVEAT, comparison
+from mezzotint.formats.catalog import BLOCK_FORMATS, FORMATS
+from mezzotint.formats.rounding import default_overflow
+from mezzotint.kernels.tensors import dtype_of
 from mezzotint.policy.presets import PRESET_NOTES
 from mezzotint.training.pair import Arm
 
@@ -65,13 +69,78 @@ def filled(text: str) -> str:
     return text
 
 
+def formats_page() -> str:
+    """Return docs/formats.md: every table comes from the catalogue."""
+    lines = [
+        "# Number formats",
+        "",
+        "Made from `mezzotint.formats.catalog` by `python scripts/generate_docs.py`; `mezzotint formats` prints the same,",
+        "and `mezzotint formats VALUE` what becomes of a value. Limits are derived from the field widths, the bias and the",
+        "special codes, and are tested against `torch.finfo` and ml_dtypes.",
+        "",
+        "## Fields and limits",
+        "",
+        "| format | bits | sign, exponent, mantissa | bias | largest | smallest normal | smallest subnormal | epsilon | digits |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {fmt.name} | {fmt.bits} | {int(fmt.is_signed)}, {fmt.exponent_bits}, {fmt.mantissa_bits} | {fmt.bias} | "
+        f"{fmt.max:.6g} | {fmt.smallest_normal:.4g} | {'none' if not fmt.has_zero else f'{fmt.smallest_subnormal:.4g}'} | "
+        f"2^{-fmt.mantissa_bits} | {fmt.decimal_digits} |"
+        for fmt in FORMATS
+    ]
+    lines += [
+        "",
+        "Epsilon is the distance from 1 to the next number; digits is how many decimal digits every normal number keeps.",
+        "",
+        "## Special codes, overflow, source",
+        "",
+        "| format | infinities | NaN codes | negative zero | overflow becomes | torch dtype | specification |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {fmt.name} | {'yes' if fmt.has_infinity else 'no'} | {fmt.num_nans} | "
+        f"{'yes' if fmt.has_negative_zero else 'no'} | {default_overflow(fmt)} | "
+        f"{f'`{dtype_of(fmt)}`' if dtype_of(fmt) else 'none'} | {fmt.specification} |"
+        for fmt in FORMATS
+    ]
+    lines += [
+        "",
+        "Overflow is an argument wherever numbers are rounded (`infinity`, `saturate`, `nan`); the table has what is taken",
+        "when nothing is said. torch's cast to float8_e4m3fn saturates instead.",
+        "",
+        "## Block formats",
+        "",
+        "| format | element | scale | block | tensor scale | bits an element | specification |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {fmt.name} | {fmt.element.name} | {fmt.scale.name} | {fmt.block_size} | "
+        f"{'float32' if fmt.has_tensor_scale else 'none'} | {fmt.bits:g} | {fmt.specification} |"
+        for fmt in BLOCK_FORMATS
+    ]
+    return "\n".join([*lines, ""])
+
+
+def pages() -> dict[Path, str]:
+    """Return every generated file as it should be."""
+    return {
+        README: filled(README.read_text(encoding="utf-8")),
+        ROOT / "docs" / "formats.md": formats_page(),
+        ROOT / "docs" / "claims.md": claims.page(),
+    }
+
+
 def main() -> int:
     """Write the files, or with --check compare them."""
-    before = README.read_text(encoding="utf-8")
-    after = filled(before)
+    wanted = pages()
     if "--check" in sys.argv:
-        return int(before != after)
-    README.write_text(after, encoding="utf-8")
+        stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is stale")
+        return int(bool(stale))
+    for path, text in wanted.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -39,3 +39,18 @@ def test_policy_text_in_the_readme_is_what_parse_prints() -> None:
     from mezzotint.policy.grammar import parse_policy
 
     assert f"`{parse_policy('bf16-mixed')}`" in README.replace("\n", " ")
+
+
+CLAIMED = sorted(
+    set(re.findall(r"`mezzotint (formats [^`]*)`", (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")))
+)
+
+
+def test_commands_of_the_claims_run() -> None:
+    from typer.testing import CliRunner
+
+    from mezzotint.cli.main import app
+
+    assert len(CLAIMED) > 8
+    for command in CLAIMED:
+        assert CliRunner().invoke(app, command.split()).exit_code == 0, command
