@@ -26,8 +26,18 @@ install: $(VENV)/.base
 demo: $(VENV)/.base
 	@$(BIN)/mezzotint demo
 
+# Reports are tested in Chromium: the system's, Debian's package where we may install it, or playwright's own. Without
+# any, those tests skip and say so.
+$(VENV)/.browser: $(VENV)/.dev
+	@command -v chromium chromium-browser google-chrome >/dev/null 2>&1 \
+	|| (test "$$(id -u)" = 0 && command -v apt-get >/dev/null 2>&1 \
+	    && echo "installing chromium ..." >&2 && apt-get update -qq \
+	    && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null) \
+	|| $(BIN)/playwright install chromium || echo "no Chromium: reports are not tested in a browser" >&2
+	@touch $@
+
 # One thread a process: two OpenMP teams on two cores wait for each other far longer than they compute.
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.dev

@@ -55,6 +55,57 @@ def avx2_sentence() -> str:
     )
 
 
+def kernels_block() -> str:
+    """Return the newest records of rounding and statistics as a table: 16M elements, one thread."""
+    records = ROOT / "benchmarks" / "records"
+    rounding_path, stats_path = max(records.glob("rounding-*.json")), max(records.glob("stats-*.json"))
+    rounding = json.loads(rounding_path.read_text(encoding="utf-8"))
+    stats = json.loads(stats_path.read_text(encoding="utf-8"))
+    header = "| 64k / 16M elements | mezzotint | torch | torch.compile | best other library |\n|---|---|---|---|---|"
+    rows = [header]
+    known = ("mezzotint", "torch", "torch.compile")
+    for name in ("bfloat16", "float16", "float8_e4m3fn", "mxfp8_e4m3", "bfloat16, stochastic"):
+        by_size = [
+            {row["name"]: row["ratio"] for row in rounding["results"][size][name]} for size in ("65536", "16777216")
+        ]
+        ours_too = ("copy", "torch, codes")
+        others = [
+            min(
+                (v for k, v in sized.items() if not k.startswith("mezzotint") and k not in (*known, *ours_too)),
+                default=None,
+            )
+            for sized in by_size
+        ]
+        cells = [" / ".join("-" if k not in sized else f"{sized[k]:.3g}" for sized in by_size) for k in known]
+        cells.append(" / ".join("-" if value is None else f"{value:.3g}" for value in others))
+        rows.append(
+            f"| round to {name}, in copies | " + " | ".join(cell.replace("- / -", "-") for cell in cells) + " |"
+        )
+    by_size = [
+        {row["name"]: row["ratio"] for row in stats["results"][size]["normal"]} for size in ("65536", "16777216")
+    ]
+    names = ("mezzotint, full", "torch expressions, full", "torch.compile, full")
+    cells = [" / ".join(f"{sized[k]:.3g}" for sized in by_size) for k in names]
+    rows.append("| full range statistics, in reads | " + " | ".join(cells) + " | - |")
+    machine = rounding["machine"]
+    note = (
+        f"A copy is one of the float32 tensor into another, a read its `sum`, in the same run, on one thread; 64k elements\n"
+        f"lie in a cache, 16M in memory ({machine['cpu']}, torch {machine['torch']}, {rounding['date']};\n"
+        f"`{rounding_path.relative_to(ROOT).with_suffix('.md')}`, `{stats_path.relative_to(ROOT).with_suffix('.md')}`). All 2^32\n"
+        f"float32 numbers round to bfloat16, float16, TF32 and the 8-, 6- and 4-bit formats as torch, numpy and ml_dtypes round\n"
+        f"them ({exhaustive_count()} formats, no difference)."
+    )
+    return "\n".join([*rows, "", note])
+
+
+def exhaustive_count() -> int:
+    """Return how many formats were compared on every float32 number; refuse to print a record with differences."""
+    path = max((ROOT / "benchmarks" / "records").glob("exhaustive_rounding-*.json"))
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    assert all(found["differing"] == 0 and found["inputs"] == 1 << 32 for found in results.values())
+    return len(results)
+
+
 def policy_rows() -> str:
     """Return a row per preset."""
     rows = [f"| `{name}` | {note} |" for name, note in PRESET_NOTES.items()]
@@ -63,7 +114,13 @@ def policy_rows() -> str:
 
 def filled(text: str) -> str:
     """Return `text` with its generated parts made anew."""
-    for mark, block in (("demo", demo_block()), ("avx2", avx2_sentence()), ("policies", policy_rows())):
+    blocks = {
+        "demo": demo_block(),
+        "avx2": avx2_sentence(),
+        "policies": policy_rows(),
+        "kernels": kernels_block(),
+    }
+    for mark, block in blocks.items():
         pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
         text = pattern.sub(lambda match, b=block: f"{match[1]}\n{b}\n\n{match[2]}", text)
     return text
