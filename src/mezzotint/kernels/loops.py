@@ -59,6 +59,20 @@ def store(bits, kind, out):
 
 
 @compiled
+def _clamped(bits, clamp):
+    """Return the magnitude, at most `clamp`; compared in this order, a NaN stays."""
+    magnitude = as_float(bits & _MAGNITUDE)
+    return clamp if clamp < magnitude else magnitude
+
+
+@compiled
+def _exponent(magnitude, lowest):
+    """Return the exponent bits at which a magnitude is cut: its own, or those of the smallest normal number."""
+    exponent = _u32(as_bits(magnitude) & _EXPONENT)
+    return exponent if exponent > lowest else lowest
+
+
+@compiled
 def nearest(source, out, target):
     """Round to the nearest, ties to even."""
     dropped, lowest, beyond = _u32(target[_DROPPED] & _COUNT), target[_LOWEST], target[_BEYOND]
@@ -88,10 +102,8 @@ def nearest(source, out, target):
         lost_sign = _u32(0) if target[_KEEPS_ZERO_SIGN] else _SIGN
         for i in range(source.size):
             bits = source[i]
-            magnitude = as_float(bits & _MAGNITUDE)
-            magnitude = clamp if clamp < magnitude else magnitude  # in this order a NaN stays
-            exponent = _u32(as_bits(magnitude) & _EXPONENT)
-            exponent = exponent if exponent > lowest else lowest
+            magnitude = _clamped(bits, clamp)
+            exponent = _exponent(magnitude, lowest)
             shift = as_float(exponent + places)
             near = _f32(_f32(magnitude + shift) - shift)
             near = over if near > largest else near
@@ -110,16 +122,13 @@ def nearest_codes(source, out, target):
     lost_sign = _u32(0) if target[_KEEPS_ZERO_SIGN] else sign_bit
     for i in range(source.size):
         bits = source[i]
-        whole = _u32(bits & _MAGNITUDE)
-        magnitude = as_float(whole)
-        magnitude = clamp if clamp < magnitude else magnitude
-        exponent = _u32(as_bits(magnitude) & _EXPONENT)
-        exponent = exponent if exponent > lowest else lowest
+        magnitude = _clamped(bits, clamp)
+        exponent = _exponent(magnitude, lowest)
         shift = _u32(exponent + places)
         count = _u32(as_bits(magnitude + as_float(shift)) - shift)
         code = _u32(_u32(_u32(exponent - lowest) >> dropped) + count)
         code = beyond if code > largest else code
-        code = nan if whole > _INFINITY else code
+        code = nan if _u32(bits & _MAGNITUDE) > _INFINITY else code
         sign = _u32(_u32(bits >> sign_shift) & sign_bit)
         sign = _u32(sign & _u32(~lost_sign)) if code == _u32(0) else sign
         out[i] = _u32(code | sign)
@@ -144,18 +153,15 @@ def toward_zero(source, out, target):
         lost_sign = _u32(0) if target[_KEEPS_ZERO_SIGN] else _SIGN
         for i in range(source.size):
             bits = source[i]
-            whole = _u32(bits & _MAGNITUDE)
-            magnitude = as_float(whole)
-            magnitude = clamp if clamp < magnitude else magnitude
-            exponent = _u32(as_bits(magnitude) & _EXPONENT)
-            exponent = exponent if exponent > lowest else lowest
+            magnitude = _clamped(bits, clamp)
+            exponent = _exponent(magnitude, lowest)
             shift = as_float(exponent + places)
             near = _f32(_f32(magnitude + shift) - shift)
             near = _f32(near - as_float(exponent + down)) if near > magnitude else near
             near = largest if near > largest else near
             sign = _u32(bits & _SIGN)
             sign = _u32(sign & _u32(~lost_sign)) if near == _f32(0) else sign
-            near_bits = beyond if whole == _INFINITY else as_bits(near)
+            near_bits = beyond if _u32(bits & _MAGNITUDE) == _INFINITY else as_bits(near)
             out[i] = _u32(near_bits | sign)
 
 
@@ -197,10 +203,8 @@ def stochastic_narrow(source, out, target, words):
     lost_sign = _u32(0) if target[_KEEPS_ZERO_SIGN] else _SIGN
     for i in range(source.size):
         bits = source[i]
-        magnitude = as_float(bits & _MAGNITUDE)
-        magnitude = clamp if clamp < magnitude else magnitude
-        exponent = _u32(as_bits(magnitude) & _EXPONENT)
-        exponent = exponent if exponent > lowest else lowest
+        magnitude = _clamped(bits, clamp)
+        exponent = _exponent(magnitude, lowest)
         shift, place = as_float(exponent + places), _u32(exponent + down)
         near = _f32(_f32(magnitude + shift) - shift)
         near = _f32(near - as_float(place)) if near > magnitude else near
