@@ -99,17 +99,17 @@ def nearest(source, out, target):
     else:
         places = _u32(dropped << _FIELD)
         clamp, largest, over = as_float(target[_CLAMP]), as_float(target[_LARGEST]), as_float(beyond)
-        lost_sign = _u32(0) if target[_KEEPS_ZERO_SIGN] else _SIGN
         for i in range(source.size):
             bits = source[i]
             magnitude = _clamped(bits, clamp)
-            exponent = _exponent(magnitude, lowest)
-            shift = as_float(exponent + places)
+            shift = as_float(_exponent(magnitude, lowest) + places)
             near = _f32(_f32(magnitude + shift) - shift)
             near = over if near > largest else near
-            sign = _u32(bits & _SIGN)
-            sign = _u32(sign & _u32(~lost_sign)) if near == _f32(0) else sign
-            out[i] = _u32(as_bits(near) | sign)
+            out[i] = _u32(as_bits(near) | _u32(bits & _SIGN))
+        if target[_KEEPS_ZERO_SIGN] == _u32(0):
+            # apart, as all formats would pay for what two of them need
+            for i in range(out.size):
+                out[i] = _u32(0) if out[i] == _SIGN else out[i]
 
 
 @compiled
