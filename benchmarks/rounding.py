@@ -64,11 +64,13 @@ def rounding_rows(size: int, rounds: int) -> dict[str, list[dict[str, object]]]:
     tables = {}
     for name in FORMATS:
         stored = torch.empty(size, dtype=dtype_of(find_format(name)))
+        # what each format is used with: 16 bits overflow to infinity, 8 bits saturate
+        mode = Overflow.SATURATE if find_format(name).bits == 8 else Overflow.INFINITY
         contestants: dict[str, Callable[[], object]] = {
             "copy": lambda: out.copy_(x),
-            "mezzotint": lambda name=name: round_to(x, name, out=out, overflow=Overflow.SATURATE),
-            "mezzotint, codes": lambda name=name, stored=stored: round_to(
-                x, name, out=stored, overflow=Overflow.SATURATE
+            "mezzotint": lambda name=name, mode=mode: round_to(x, name, out=out, overflow=mode),
+            "mezzotint, codes": lambda name=name, stored=stored, mode=mode: round_to(
+                x, name, out=stored, overflow=mode
             ),
             "mezzotint, in place": lambda name=name: round_to(place, name, out=place),
             "torch, codes": lambda stored=stored: stored.copy_(x),
