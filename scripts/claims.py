@@ -1,7 +1,8 @@
 """What is said about number formats, each with the command that tests it, the verdict and the figure.
 
 Exact claims are computed anew, by torch's casts and the exact scalar rounding, whenever the page is made; claims of
-speed and memory are read from the dated records of `benchmarks/records`. `docs/claims.md` is made of this by
+speed and memory are read from the dated records of `benchmarks/records`. Every verdict is asserted against its figure,
+so that a record that says otherwise stops the page from being made. `docs/claims.md` is made of this by
 `scripts/generate_docs.py`.
 """
 
@@ -141,6 +142,7 @@ def e4m3_overflow() -> tuple[str, str]:
 
 def compiled_cast() -> tuple[str, str]:
     fault = next(row for row in record("peer_faults-*.json")["results"] if row["library"] == "torch.compile")
+    assert fault["verdict"] == "fault"
     return (
         "false",
         f"torch.compile drops the pair of casts: 1/3 comes back as {fault['theirs']}, eager gives {fault['right']}",
@@ -163,6 +165,7 @@ def bench_ratios(label: str) -> tuple[list[float], str]:
 def cpu_bfloat16() -> tuple[str, str]:
     ratios, machine = bench_ratios("bfloat16")
     avx2 = {row["name"]: row["ratio"] for row in record("cpu_lowprec_avx2-*.json")["results"]}
+    assert median(ratios) < 1 < avx2[STOCK]
     return (
         "true of some",
         f"{machine}, which has bfloat16 units: products take {median(ratios):.2f} of float32's time; limited to AVX2, a training "
@@ -173,6 +176,7 @@ def cpu_bfloat16() -> tuple[str, str]:
 def cpu_float16() -> tuple[str, str]:
     ratios, machine = bench_ratios("float16")
     ours, _ = bench_ratios("float16/mezzotint")
+    assert min(ratios) > 2
     return (
         "false here",
         f"{machine}: torch's float16 products take {median(ratios):.0f} times float32's time ({min(ratios):.0f} to "
@@ -182,6 +186,7 @@ def cpu_float16() -> tuple[str, str]:
 
 def cpu_float8() -> tuple[str, str]:
     ratios, machine = bench_ratios("float8_e4m3fn")
+    assert min(ratios) > 1 > max(bench_ratios("bfloat16")[0])
     return (
         "false on a CPU",
         f"{machine}: products take {median(ratios):.1f} times float32's time ({min(ratios):.1f} to {max(ratios):.1f})",
@@ -197,6 +202,8 @@ def demo_arms() -> tuple[Any, Any]:
 def twice_as_fast() -> tuple[str, str]:
     ratios, machine = bench_ratios("bfloat16")
     step = demo_arms()[1]["time_ratio"]
+    assert 1.8 < 1 / median(ratios) < 2.5
+    assert 1 / step < 1.8
     return (
         "true of products, less of training",
         f"{machine}: products {1 / median(ratios):.1f} times as fast, a whole training step of a 3M-parameter model "
@@ -207,7 +214,9 @@ def twice_as_fast() -> tuple[str, str]:
 def half_the_memory() -> tuple[str, str]:
     plain, mixed = demo_arms()
     activations = mixed["step_memory"]["activations_bytes"] / plain["step_memory"]["activations_bytes"]
+    assert activations < 0.75
     kept = [sum(value for key, value in arm["state_memory"].items() if key.endswith("bytes")) for arm in (plain, mixed)]
+    assert kept[1] == kept[0]
     return (
         "false as a whole",
         f"a 3M-parameter model under bf16-mixed: activations {activations:.2f} of float32's, weights and optimizer "
@@ -217,6 +226,7 @@ def half_the_memory() -> tuple[str, str]:
 
 def no_loss() -> tuple[str, str]:
     plain, mixed = demo_arms()
+    assert abs(mixed["validation_loss"] - plain["validation_loss"]) < 0.01
     return (
         "not refuted by one pair of runs",
         f"validation loss {mixed['validation_loss']:.3f} against {plain['validation_loss']:.3f} after the same steps from "
