@@ -173,7 +173,7 @@ def _warm_up(contestant: _Contestant, timer: Callable[[Callable[[], object]], fl
 def _has_own_kernels(device: str, case: Case, name: str) -> bool:
     """Return whether mezzotint has a kernel of its own for this format here, because torch's is slow."""
     is_covered = case.op in PRODUCTS or case.op is Op.ATTENTION_BACKWARD
-    return device.startswith("cpu") and is_covered and name in CPU_FORMATS and choice_for(name).path is Path.UPCAST
+    return device.startswith("cpu") and is_covered and name in CPU_FORMATS and choice_for(name).path is not Path.STOCK
 
 
 def _contestant(device: str, case: Case, name: str, kernels: str) -> _Contestant:

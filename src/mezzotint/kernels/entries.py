@@ -5,12 +5,10 @@ tensor that is the whole cost. The caller keeps the memory alive and vouches for
 int64 whose bits are taken as uint64.
 """
 
-from typing import Any
-
 import numpy as np
-from numba import carray, types
-from numba.extending import intrinsic
+from numba import carray
 
+from mezzotint.kernels.addresses import bytes_at, words16_at, words32_at
 from mezzotint.kernels.blocks import round_blocks, round_blocks_float32
 from mezzotint.kernels.compiled import compiled
 from mezzotint.kernels.constants import CODES, FLOAT32
@@ -24,52 +22,34 @@ _INFINITY = np.uint32(0x7F800000)
 _TARGET = len(Target._fields)
 
 
-def _pointer_to(number: Any) -> Any:
-    """Return a step that takes an address for a pointer to numbers of a type."""
-
-    @intrinsic
-    def pointer(_context: Any, address: Any) -> Any:
-        signature = types.CPointer(number)(types.int64)
-
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-        return signature, generate
-
-    return pointer
-
-
-_words32, _words16, _bytes = (_pointer_to(number) for number in (types.uint32, types.uint16, types.uint8))
-
-
 @compiled
 def round_at(source, kind, out, out_kind, out_bytes, count, target, rounding, seed, offset):
     """Round `count` words at `source` into those at `out`; kinds and modes are those of `round_words`.
 
     `out_bytes` is the size of a word of `out`, `target` the address of the format's array.
     """
-    numbers = carray(_words32(target), (_TARGET,))
+    numbers = carray(words32_at(target), (_TARGET,))
     seed, offset = _u64(seed), _u64(offset)
     if kind == FLOAT32:
-        words = carray(_words32(source), (count,))
+        words = carray(words32_at(source), (count,))
         if out_bytes == 4:
-            place = carray(_words32(out), (count,))
+            place = carray(words32_at(out), (count,))
             if source == out:
                 round_words(words, kind, place, out_kind, numbers, rounding, seed, offset)
             else:
                 round_float32(words, place, out_kind, numbers, rounding, seed, offset)
         elif out_bytes == 2:
-            round_float32(words, carray(_words16(out), (count,)), out_kind, numbers, rounding, seed, offset)
+            round_float32(words, carray(words16_at(out), (count,)), out_kind, numbers, rounding, seed, offset)
         else:
-            round_float32(words, carray(_bytes(out), (count,)), out_kind, numbers, rounding, seed, offset)
+            round_float32(words, carray(bytes_at(out), (count,)), out_kind, numbers, rounding, seed, offset)
     else:
-        halves = carray(_words16(source), (count,))
+        halves = carray(words16_at(source), (count,))
         if out_bytes == 4:
-            round_words(halves, kind, carray(_words32(out), (count,)), out_kind, numbers, rounding, seed, offset)
+            round_words(halves, kind, carray(words32_at(out), (count,)), out_kind, numbers, rounding, seed, offset)
         elif out_bytes == 2:
-            round_words(halves, kind, carray(_words16(out), (count,)), out_kind, numbers, rounding, seed, offset)
+            round_words(halves, kind, carray(words16_at(out), (count,)), out_kind, numbers, rounding, seed, offset)
         else:
-            round_words(halves, kind, carray(_bytes(out), (count,)), out_kind, numbers, rounding, seed, offset)
+            round_words(halves, kind, carray(bytes_at(out), (count,)), out_kind, numbers, rounding, seed, offset)
 
 
 @compiled
@@ -89,24 +69,24 @@ def round_blocks_at(
     offset,
 ):
     """Round `count` words at `source` to blocks; all else is as for `round_blocks`, arrays given by address."""
-    numbers = carray(_words32(element), (_TARGET,))
-    codes = carray(_bytes(scales), (count // block_size,))
+    numbers = carray(words32_at(element), (_TARGET,))
+    codes = carray(bytes_at(scales), (count // block_size,))
     scale, seed, offset = _f32(tensor_scale), _u64(seed), _u64(offset)
     how = (block_size, numbers, largest_exponent, scale, rounding, seed, offset)
     if kind == FLOAT32:
-        words = carray(_words32(source), (count,))
+        words = carray(words32_at(source), (count,))
         if out_kind == CODES:
-            round_blocks_float32(words, carray(_bytes(out), (count,)), out_kind, codes, how)
+            round_blocks_float32(words, carray(bytes_at(out), (count,)), out_kind, codes, how)
         elif source == out:
-            round_blocks(words, kind, carray(_words32(out), (count,)), out_kind, codes, how)
+            round_blocks(words, kind, carray(words32_at(out), (count,)), out_kind, codes, how)
         else:
-            round_blocks_float32(words, carray(_words32(out), (count,)), out_kind, codes, how)
+            round_blocks_float32(words, carray(words32_at(out), (count,)), out_kind, codes, how)
     else:
-        halves = carray(_words16(source), (count,))
+        halves = carray(words16_at(source), (count,))
         if out_kind == CODES:
-            round_blocks(halves, kind, carray(_bytes(out), (count,)), out_kind, codes, how)
+            round_blocks(halves, kind, carray(bytes_at(out), (count,)), out_kind, codes, how)
         else:
-            round_blocks(halves, kind, carray(_words32(out), (count,)), out_kind, codes, how)
+            round_blocks(halves, kind, carray(words32_at(out), (count,)), out_kind, codes, how)
 
 
 @compiled
@@ -116,7 +96,7 @@ def range_counts_at(source, kind, count, counts):
     The smallest is infinity where there is none but zeros; see `range_counts`.
     """
     if kind == FLOAT32:
-        largest, smallest = range_counts(carray(_words32(source), (count,)), kind, counts)
+        largest, smallest = range_counts(carray(words32_at(source), (count,)), kind, counts)
     else:
-        largest, smallest = range_counts(carray(_words16(source), (count,)), kind, counts)
+        largest, smallest = range_counts(carray(words16_at(source), (count,)), kind, counts)
     return float(as_float(largest)), float(as_float(smallest)) if smallest < _INFINITY else np.inf

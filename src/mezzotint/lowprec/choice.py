@@ -10,10 +10,11 @@ SLOW_ABOVE = 2.0
 
 
 class Path(StrEnum):
-    """Which kernels compute a format's matrix products and attention gradients."""
+    """Which kernels compute a format's matrix products, convolutions and attention gradients."""
 
     STOCK = "stock"  # torch's own
     UPCAST = "upcast"  # operands to float32, torch's float32 kernel, one rounding of the result
+    PACKED = "packed"  # the same, but large products by a kernel of ours that converts while it packs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,17 +27,21 @@ class KernelChoice:
     reason: str
 
 
-def decide(format_name: str, ratios: Mapping[str, float], wish: str) -> KernelChoice:
-    """Return the choice for a format from its measured ratios, or from the user's wish ("off", "upcast")."""
+def decide(format_name: str, ratios: Mapping[str, float], wish: str, *, can_pack: bool) -> KernelChoice:
+    """Return the choice for a format from its measured ratios, or from the user's wish ("off", "upcast", "packed").
+
+    `can_pack` says whether this processor suits the kernel that converts while it packs.
+    """
     measured = tuple(ratios.items())
+    fast = Path.PACKED if can_pack else Path.UPCAST
     if wish != "auto":
-        path = Path.STOCK if wish == "off" else Path.UPCAST
+        path = {"off": Path.STOCK, "upcast": Path.UPCAST, "packed": fast}[wish]
         return KernelChoice(
             format=format_name, path=path, ratios=measured, reason=f"MEZZOTINT_LOWPREC={wish} asks for it"
         )
     worst = max(ratios.values(), default=0.0)
     if worst > SLOW_ABOVE:
         reason = f"torch's {format_name} matmul takes up to {worst:.2g} times float32's time here"
-        return KernelChoice(format=format_name, path=Path.UPCAST, ratios=measured, reason=reason)
+        return KernelChoice(format=format_name, path=fast, ratios=measured, reason=reason)
     reason = f"torch's {format_name} matmul takes at most {worst:.2g} of float32's time here"
     return KernelChoice(format=format_name, path=Path.STOCK, ratios=measured, reason=reason)

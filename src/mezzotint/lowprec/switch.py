@@ -4,7 +4,8 @@ The first use measures whether torch's own kernels are slow here, and only then 
 this switch opens. They stay registered for the life of the process: taking a kernel away while another thread runs it
 crashes. The gate is process-wide and counts, so contexts nest and a backward in another thread is served as well.
 
-MEZZOTINT_LOWPREC=off keeps torch's kernels, =upcast takes ours whatever was measured, =auto (or unset) measures.
+MEZZOTINT_LOWPREC=off keeps torch's kernels, =packed and =upcast take ours whatever was measured, the second without
+the one that converts while it packs, =auto (or unset) measures.
 """
 
 import os
@@ -17,16 +18,15 @@ from mezzotint.errors import ConfigError
 from mezzotint.hardware.measure import measure_matmul
 from mezzotint.hardware.probe import probe
 from mezzotint.hardware.support import Support, format_support
+from mezzotint.lowprec import gate
 from mezzotint.lowprec.choice import KernelChoice, Path, decide
 
 FORMATS = ("bfloat16", "float16")
 VARIABLE = "MEZZOTINT_LOWPREC"
-WISHES = ("auto", "off", "upcast")
+WISHES = ("auto", "off", "upcast", "packed")
 
 _lock = threading.Lock()
 _choices: dict[str, KernelChoice] = {}
-# how many contexts are open, by dtype; the kernels read it on every call
-_open: dict[torch.dtype, int] = {torch.bfloat16: 0, torch.float16: 0}
 
 
 class FastCpu:
@@ -38,33 +38,35 @@ class FastCpu:
         self._dtypes = dtypes
 
     def __enter__(self) -> None:
-        with _lock:
-            for dtype in self._dtypes:
-                _open[dtype] += 1
+        gate.enter(self._dtypes)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with _lock:
-            for dtype in self._dtypes:
-                _open[dtype] -= 1
+        gate.leave(self._dtypes)
 
 
-def fast_cpu(*formats: str) -> FastCpu:
+def fast_cpu(*formats: str, compiled: bool = False) -> FastCpu:
     """Return a context inside which these formats ("bfloat16", "float16"; all of them by default) are fast on the CPU.
 
     Put it around the forward *and* the backward of a loop under `torch.autocast("cpu")`; float32 results do not change
     by a bit. Where torch's kernels are fast already, they stay in use. The first call takes up to half a second.
+    `compiled=True` serves graphs of torch.compile as well; their float32 products then hold Python's global lock.
 
-    Raises ConfigError for another format, or another value of MEZZOTINT_LOWPREC than auto, off or upcast.
+    Raises ConfigError for another format, or another value of MEZZOTINT_LOWPREC than auto, off, upcast or packed.
     """
     names = formats or FORMATS
     dtypes = []
     for name in names:
         if name not in FORMATS:
             raise ConfigError(f"fast_cpu({name!r}) is refused; pass {' or '.join(FORMATS)}")
-        if choice_for(name).path is Path.UPCAST:
+        if choice_for(name).path is not Path.STOCK:
             dtypes.append(getattr(torch, name))
+    if compiled and dtypes:
+        from mezzotint.lowprec.registration import register_out
+
+        with _lock:
+            register_out()
     return FastCpu(tuple(dtypes))
 
 
@@ -77,16 +79,23 @@ def choice_for(name: str) -> KernelChoice:
             choice = _choices[name] = (
                 _by_flags(name) if wish == "auto" and _is_disturbed(name) else _measured(name, wish)
             )
-            if choice.path is Path.UPCAST:
-                from mezzotint.lowprec.upcast import register
+            if choice.path is not Path.STOCK:
+                from mezzotint.lowprec.registration import register
 
-                register(_open)
+                register()
+                gate.set_packs(getattr(torch, name), choice.path is Path.PACKED)
     return choice
 
 
 def _measured(name: str, wish: str) -> KernelChoice:
-    ratios = {} if wish == "off" else measure_matmul("cpu", (name,)).ratios(name)
-    return decide(name, ratios, wish)
+    ratios = {} if wish != "auto" else measure_matmul("cpu", (name,)).ratios(name)
+    return decide(name, ratios, wish, can_pack=_can_pack(name))
+
+
+def _can_pack(name: str) -> bool:
+    from mezzotint.lowprec.packed import is_available
+
+    return is_available(getattr(torch, name), torch.get_num_threads())
 
 
 def _is_disturbed(name: str) -> bool:
@@ -97,7 +106,8 @@ def _is_disturbed(name: str) -> bool:
 def _by_flags(name: str) -> KernelChoice:
     """Return the choice that the processor's flags suggest, for a machine too busy to be measured."""
     support = format_support(probe("cpu"), name)
-    path = Path.STOCK if support.support is Support.NATIVE else Path.UPCAST
+    ours = Path.PACKED if _can_pack(name) else Path.UPCAST
+    path = Path.STOCK if support.support is Support.NATIVE else ours
     reason = f"the machine was too busy to measure; by its flags {name} is {support.support}: {support.reason}"
     return KernelChoice(format=name, path=path, ratios=(), reason=reason)
 
@@ -109,7 +119,7 @@ def status() -> tuple[KernelChoice, ...]:
 
 def is_active(name: str) -> bool:
     """Return whether a context is open in which `name` runs on our kernels."""
-    return _open.get(getattr(torch, name), 0) > 0
+    return gate.is_ours(getattr(torch, name))
 
 
 def _wish() -> str:

@@ -1,4 +1,4 @@
-"""The kernels behind the gate: exact where they act, torch's own bits everywhere else.
+"""The gate and what stands behind it: open inside the context, torch's own bits everywhere else.
 
 The kernels are forced on for both formats, so that the tests mean the same on every CPU.
 """
@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from bounds import forced
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -23,68 +22,10 @@ from mezzotint.lowprec import switch
 DTYPES = [torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True)
-def _forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(switch.VARIABLE, "upcast")
-    saved = dict(switch._choices)
-    switch._choices.clear()
-    yield
-    switch._choices.clear()
-    switch._choices.update(saved)
-
-
-def laid_out(values: Tensor, layout: str) -> Tensor:
-    """Return the same matrix stored by rows, by columns, or as every second element of something larger."""
-    if layout == "T":
-        return values.t().contiguous().t()
-    if layout == "S":
-        wide = values.new_zeros(values.shape[0] * 2, values.shape[1] * 2)
-        wide[::2, ::2] = values
-        return wide[::2, ::2]
-    return values
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layouts", ["NN", "NT", "TN", "TT", "SN", "NS"])
-@settings(max_examples=12, deadline=None)
-@given(
-    m=st.integers(0, 40),
-    k=st.integers(0, 70),
-    n=st.integers(0, 40),
-    seed=st.integers(0, 999),
-    scale=st.sampled_from([1e-20, 1.0, 30.0]),
-)
-def test_products_are_float32_products_rounded_once(dtype, layouts, m, k, n, seed, scale) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    left = laid_out((torch.randn(m, k, generator=generator) * scale).to(dtype), layouts[0])
-    right = laid_out(torch.randn(k, n, generator=generator).to(dtype), layouts[1])
-    bias = torch.randn(n, generator=generator).to(dtype)
-    exact = left.float() @ right.float()
-    with mz.fast_cpu():
-        assert torch.equal(left @ right, exact.to(dtype))
-        assert torch.equal(torch.bmm(left[None], right[None])[0], exact.to(dtype))
-        added = torch.addmm(bias, left, right, beta=0.5, alpha=2)
-        assert torch.equal(added, torch.addmm(bias.float(), left.float(), right.float(), beta=0.5, alpha=2).to(dtype))
-        added = torch.baddbmm(bias, left[None], right[None])
-        assert torch.equal(added, torch.baddbmm(bias.float(), left.float()[None], right.float()[None]).to(dtype))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e-40, 3e38])
-def test_special_values(dtype: torch.dtype, value: float) -> None:
-    left = torch.full((3, 5), value).to(dtype)
-    right = torch.ones(5, 2, dtype=dtype)
-    with mz.fast_cpu():
-        got = left @ right
-    torch.testing.assert_close(got, (left.float() @ right.float()).to(dtype), equal_nan=True, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_expanded_operands(dtype: torch.dtype) -> None:
-    left = torch.randn(1, 8).to(dtype).expand(6, 8)
-    right = torch.randn(8, 1).to(dtype).expand(8, 4)
-    with mz.fast_cpu():
-        assert torch.equal(left @ right, (left.float() @ right.float()).to(dtype))
+@pytest.fixture(autouse=True, params=["upcast", "packed"])
+def _forced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with forced(request.param, monkeypatch):
+        yield
 
 
 def everything_float32() -> list[Tensor]:
@@ -92,6 +33,14 @@ def everything_float32() -> list[Tensor]:
     generator = torch.Generator().manual_seed(5)
     results = []
     for dtype in (torch.float32, torch.float64):
+        image = torch.randn(2, 3, 9, 9, generator=generator, dtype=dtype).requires_grad_()
+        weight = torch.randn(4, 3, 3, 3, generator=generator, dtype=dtype).requires_grad_()
+        pictures = F.conv2d(image, weight, padding=1)
+        results += [pictures, *torch.autograd.grad(pictures.square().sum(), (image, weight))]
+        results += [
+            F.conv_transpose2d(image, weight.transpose(0, 1)),
+            F.conv1d(image[:, :, 0], weight[:, :, 0], stride=2),
+        ]
         x = torch.randn(33, 17, generator=generator, dtype=dtype).requires_grad_()
         y = torch.randn(17, 9, generator=generator, dtype=dtype).requires_grad_()
         b = torch.randn(9, generator=generator, dtype=dtype)
@@ -104,7 +53,8 @@ def everything_float32() -> list[Tensor]:
         )
         attention = F.scaled_dot_product_attention(q, q, q, is_causal=True)
         results += [out, attention, *torch.autograd.grad(out.sum() + attention.sum(), (x, y, q))]
-        results += [x.detach().t() @ x.detach(), x.t() @ x]
+        results += [x.detach().t() @ x.detach(), x.t() @ x, torch.addbmm(b, x[None], y[None])]
+        results += [torch.ones(33, 9, dtype=dtype).addmm_(x.detach(), y.detach(), beta=0.5)]
     return results
 
 
@@ -248,6 +198,7 @@ def test_vmap_func_grad_and_inference_mode() -> None:
 
 
 def test_the_wish_off_keeps_torchs_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    switch._choices.clear()
     monkeypatch.setenv(switch.VARIABLE, "off")
     with mz.fast_cpu():
         assert not switch.is_active("bfloat16")
@@ -257,6 +208,7 @@ def test_the_wish_off_keeps_torchs_kernels(monkeypatch: pytest.MonkeyPatch) -> N
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="float32"):
         mz.fast_cpu("float32")
+    switch._choices.clear()
     monkeypatch.setenv(switch.VARIABLE, "sometimes")
     with pytest.raises(ConfigError, match="MEZZOTINT_LOWPREC='sometimes'"):
         mz.fast_cpu()
@@ -289,6 +241,7 @@ def test_a_machine_too_busy_to_measure_is_judged_by_its_flags(
     busy = MatmulTimings(device="cpu", threads=1, m=1, n=1, k=1, times=(), is_disturbed=True)
     told = FormatSupport(format="bfloat16", support=level, reason="flags", measured_ratio=None)
     monkeypatch.setenv(switch.VARIABLE, "auto")
+    monkeypatch.setattr(switch, "_can_pack", lambda _: False)
     monkeypatch.setattr(switch, "measure_matmul", lambda *_: busy)
     monkeypatch.setattr(switch, "format_support", lambda *_: told)
     choice = switch.choice_for("bfloat16")

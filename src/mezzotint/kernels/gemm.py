@@ -1,0 +1,257 @@
+"""Products of 16-bit matrices, summed in float32 and rounded once, that convert while they pack.
+
+A fast product copies its operands into panels in the order in which the micro-kernel reads them (Goto and van de Geijn
+2008, Anatomy of High-Performance Matrix Multiplication). Here the copy also widens 16-bit words to float32, and the
+last step rounds a tile that is still in cache: no float32 copy of the larger operand or of the result ever exists.
+
+    pack the right operand, the whole depth K, in strips of COLUMNS columns
+    for each block of rows and each block of columns:
+        for each DEPTH of K: pack the rows; for each strip, for each ROWS of them: micro-kernel onto the block's sums
+        add the bias, round, store
+
+The caller makes the smaller operand the right one, swapping both where needed: left times right is then the transpose
+of what is wanted, and each block of sums is transposed before it is stored. An operand has unit stride along one of its
+axes. Sums of at most DEPTH products are added up in float32.
+"""
+
+import numpy as np
+from numba import carray
+
+from mezzotint.kernels.addresses import floats_at, words16_at
+from mezzotint.kernels.compiled import compiled
+from mezzotint.kernels.constants import FLOAT16
+from mezzotint.kernels.team import counter, take_thread, take_unit, task, wait_until
+from mezzotint.kernels.tiles import (
+    COLUMNS,
+    LANES,
+    ROWS,
+    multiply_by_columns,
+    multiply_by_rows,
+    narrow_bfloat16,
+    narrow_float16,
+    transpose_bfloat16,
+    transpose_float16,
+    transpose_float32,
+    widen_bfloat16,
+    widen_float16,
+)
+from mezzotint.kernels.words import as_float, bfloat16_bits, float16_bits
+
+DEPTH = 384
+ROW_BLOCKS = (96, 48)  # multiples of ROWS and LANES whatever the processor
+COLUMN_BLOCK = 512
+
+# the places of a block's words: four counters, then what the product is of; strides are in elements
+# fmt: off
+(_UNIT, _THREAD, _PACK_UNIT, _PACKED_UNITS,
+ _KIND, _BATCH, _M, _N, _K,
+ _LEFT, _LEFT_BATCH, _LEFT_STRIDE, _LEFT_BY_ROWS,
+ _RIGHT, _RIGHT_BATCH, _RIGHT_STRIDE, _RIGHT_BY_ROWS,
+ _PACKED, _OUT, _OUT_BATCH, _OUT_STRIDE, _IS_TRANSPOSED, _BIAS,
+ _SCRATCH, _SCRATCH_BYTES, _ROW_BLOCK, _COLUMN_BLOCK) = range(27)
+# fmt: on
+_NUM_WORDS = 27
+_take_pack_unit, _add_packed_unit = counter(_PACK_UNIT), counter(_PACKED_UNITS)
+_wait_for_packed = wait_until(_PACKED_UNITS)
+_u32, _f32 = np.uint32, np.float32
+
+
+def packed_floats(batch: int, width: int, depth: int) -> int:
+    """Return how many float32 the packed right operand takes."""
+    return batch * -(-width // COLUMNS) * COLUMNS * depth
+
+
+def scratch_floats(row_block: int, column_block: int) -> int:
+    """Return how many float32 a thread needs: packed rows, the sums of a block, rows of their transpose, a vector."""
+    return row_block * (DEPTH + column_block) + LANES * (row_block + LANES) + LANES
+
+
+@compiled
+def _widen_run(kind, source, out, count):
+    """Write `count` words at `source` as float32 at `out`."""
+    whole = count - count % LANES
+    if kind == FLOAT16:
+        for i in range(0, whole, LANES):
+            widen_float16(source + 2 * i, out + 4 * i)
+    else:
+        for i in range(0, whole, LANES):
+            widen_bfloat16(source + 2 * i, out + 4 * i)
+    if whole < count:
+        if count >= LANES:  # the last vector overlaps the one before
+            last = count - LANES
+            if kind == FLOAT16:
+                widen_float16(source + 2 * last, out + 4 * last)
+            else:
+                widen_bfloat16(source + 2 * last, out + 4 * last)
+        else:
+            words, numbers = carray(words16_at(source), (count,)), carray(floats_at(out), (count,))
+            for i in range(count):
+                word = _u32(words[i])
+                numbers[i] = as_float(float16_bits(word) if kind == FLOAT16 else bfloat16_bits(word))
+
+
+@compiled
+def _widen_across(kind, source, stride, out, out_stride, rows, columns):
+    """Write the words at source[i * stride + j], i < rows, j < columns, as float32 at out[j * out_stride + i]."""
+    whole_rows, whole_columns = rows - rows % LANES, columns - columns % LANES
+    for i in range(0, whole_rows, LANES):
+        for j in range(0, whole_columns, LANES):
+            place, target = source + 2 * (i * stride + j), out + 4 * (j * out_stride + i)
+            if kind == FLOAT16:
+                transpose_float16(place, 2 * stride, target, 4 * out_stride)
+            else:
+                transpose_bfloat16(place, 2 * stride, target, 4 * out_stride)
+    for i in range(rows):
+        first = whole_columns if i < whole_rows else 0
+        if first < columns:
+            words = carray(words16_at(source + 2 * i * stride), (columns,))
+            numbers = carray(floats_at(out + 4 * i), ((columns - 1) * out_stride + 1,))
+            for j in range(first, columns):
+                word = _u32(words[j])
+                numbers[j * out_stride] = as_float(float16_bits(word) if kind == FLOAT16 else bfloat16_bits(word))
+
+
+@compiled
+def _fill_zeros(out, count):
+    numbers = carray(floats_at(out), (count,))
+    for i in range(count):
+        numbers[i] = _f32(0)
+
+
+@compiled
+def _narrow_run(kind, source, out, count, spare):
+    """Write `count` float32 at `source`, rounded to nearest even, as words at `out`.
+
+    Where there are less than a vector, a whole one is read all the same, and goes through the memory at `spare`.
+    """
+    whole = count - count % LANES
+    if kind == FLOAT16:
+        for i in range(0, whole, LANES):
+            narrow_float16(source + 4 * i, out + 2 * i)
+    else:
+        for i in range(0, whole, LANES):
+            narrow_bfloat16(source + 4 * i, out + 2 * i)
+    if whole < count:
+        last, target = (count - LANES, out + 2 * (count - LANES)) if count >= LANES else (0, spare)
+        if kind == FLOAT16:
+            narrow_float16(source + 4 * last, target)
+        else:
+            narrow_bfloat16(source + 4 * last, target)
+        if count < LANES:
+            words, rounded = carray(words16_at(out), (count,)), carray(words16_at(spare), (count,))
+            for i in range(count):
+                words[i] = rounded[i]
+
+
+@compiled
+def _pack_strip(words, unit):
+    """Pack one strip of the right operand, out[k * COLUMNS + n], with zeros beyond the last column."""
+    kind, width, depth, stride = words[_KIND], words[_N], words[_K], words[_RIGHT_STRIDE]
+    num_strips = (width + COLUMNS - 1) // COLUMNS
+    out = words[_PACKED] + 4 * unit * depth * COLUMNS
+    first = unit % num_strips * COLUMNS
+    columns = min(COLUMNS, width - first)
+    right = words[_RIGHT] + 2 * (unit // num_strips * words[_RIGHT_BATCH])
+    if columns < COLUMNS:
+        _fill_zeros(out, depth * COLUMNS)
+    if words[_RIGHT_BY_ROWS]:
+        for k in range(depth):
+            _widen_run(kind, right + 2 * (k * stride + first), out + 4 * k * COLUMNS, columns)
+    else:
+        _widen_across(kind, right + 2 * first * stride, stride, out, COLUMNS, columns, depth)
+
+
+@compiled
+def _sum_block(words, left, packed, rows, columns, rows_at, sums_at):
+    """Write left times right for one block, whose rows start at `left` and whose packed strips at `packed`."""
+    kind, depth, stride, is_by_rows = words[_KIND], words[_K], words[_LEFT_STRIDE], words[_LEFT_BY_ROWS]
+    row_block, column_block = words[_ROW_BLOCK], words[_COLUMN_BLOCK]
+    num_panels, num_strips = (rows + ROWS - 1) // ROWS, (columns + COLUMNS - 1) // COLUMNS
+    for start in range(0, depth, DEPTH):
+        count = min(DEPTH, depth - start)
+        # what a panel holds beyond the last row is multiplied and never stored, so it may be anything
+        if is_by_rows:
+            for m in range(rows):
+                _widen_run(kind, left + 2 * (m * stride + start), rows_at + 4 * m * DEPTH, count)
+        else:
+            for k in range(count):
+                _widen_run(kind, left + 2 * (start + k) * stride, rows_at + 4 * k * row_block, rows)
+        for strip in range(num_strips):
+            right = packed + 4 * COLUMNS * (strip * depth + start)
+            for panel in range(num_panels):
+                sums = sums_at + 4 * (panel * ROWS * column_block + strip * COLUMNS)
+                if is_by_rows:
+                    panel_at = rows_at + 4 * panel * ROWS * DEPTH
+                    multiply_by_rows(panel_at, right, sums, count, DEPTH, column_block, start == 0)
+                else:
+                    panel_at = rows_at + 4 * panel * ROWS
+                    multiply_by_columns(panel_at, right, sums, count, row_block, column_block, start == 0)
+
+
+@compiled
+def _store_rows(words, sums_at, spare_at, out, rows, columns, first_column):
+    kind, column_block = words[_KIND], words[_COLUMN_BLOCK]
+    for m in range(rows):
+        if words[_BIAS]:
+            row = carray(floats_at(sums_at + 4 * m * column_block), (columns,))
+            bias = carray(floats_at(words[_BIAS] + 4 * first_column), (columns,))
+            for n in range(columns):
+                row[n] += bias[n]
+        _narrow_run(kind, sums_at + 4 * m * column_block, out + 2 * m * words[_OUT_STRIDE], columns, spare_at)
+
+
+@compiled
+def _store_columns(words, sums_at, turned_at, spare_at, out, rows, columns, first_row):
+    """Store the transpose: a column of sums becomes a row of `out`."""
+    kind, column_block = words[_KIND], words[_COLUMN_BLOCK]
+    width = words[_ROW_BLOCK] + LANES
+    for n in range(0, columns, LANES):
+        for m in range(0, rows, LANES):  # sums beyond the last row and column are there, and worthless
+            transpose_float32(sums_at + 4 * (m * column_block + n), 4 * column_block, turned_at + 4 * m, 4 * width)
+        for i in range(min(LANES, columns - n)):
+            if words[_BIAS]:
+                row = carray(floats_at(turned_at + 4 * i * width), (rows,))
+                bias = carray(floats_at(words[_BIAS] + 4 * first_row), (rows,))
+                for m in range(rows):
+                    row[m] += bias[m]
+            _narrow_run(kind, turned_at + 4 * i * width, out + 2 * (n + i) * words[_OUT_STRIDE], rows, spare_at)
+
+
+@task
+def product(block):
+    """Pack the right operand together with all threads, then compute block after block."""
+    words = carray(block, (_NUM_WORDS,))
+    batch, height, width, depth = words[_BATCH], words[_M], words[_N], words[_K]
+    row_block, column_block = words[_ROW_BLOCK], words[_COLUMN_BLOCK]
+    num_strips = (width + COLUMNS - 1) // COLUMNS
+    while True:
+        unit = _take_pack_unit(block)
+        if unit >= batch * num_strips:
+            break
+        _pack_strip(words, unit)
+        _add_packed_unit(block)
+    _wait_for_packed(block, batch * num_strips)
+    rows_at = words[_SCRATCH] + take_thread(block) * words[_SCRATCH_BYTES]
+    sums_at = rows_at + 4 * row_block * DEPTH
+    turned_at = sums_at + 4 * row_block * column_block
+    spare_at = turned_at + 4 * LANES * (row_block + LANES)
+    num_row_blocks = (height + row_block - 1) // row_block
+    num_blocks = num_row_blocks * ((width + column_block - 1) // column_block)
+    row_words = 1 if words[_LEFT_BY_ROWS] == 0 else words[_LEFT_STRIDE]
+    while True:
+        unit = take_unit(block)
+        if unit >= batch * num_blocks:
+            break
+        item, place = unit // num_blocks, unit % num_blocks
+        first_row, first_column = place % num_row_blocks * row_block, place // num_row_blocks * column_block
+        rows, columns = min(row_block, height - first_row), min(column_block, width - first_column)
+        left = words[_LEFT] + 2 * (item * words[_LEFT_BATCH] + first_row * row_words)
+        packed = words[_PACKED] + 4 * COLUMNS * depth * (item * num_strips + first_column // COLUMNS)
+        _sum_block(words, left, packed, rows, columns, rows_at, sums_at)
+        out = words[_OUT] + 2 * item * words[_OUT_BATCH]
+        if words[_IS_TRANSPOSED]:
+            out += 2 * (first_column * words[_OUT_STRIDE] + first_row)
+            _store_columns(words, sums_at, turned_at, spare_at, out, rows, columns, first_row)
+        else:
+            out += 2 * (first_row * words[_OUT_STRIDE] + first_column)
+            _store_rows(words, sums_at, spare_at, out, rows, columns, first_column)

@@ -1,0 +1,115 @@
+"""Products of 16-bit matrices by the compiled kernel that converts while it packs (`mezzotint.kernels.gemm`).
+
+Scratch memory comes from torch, so that memory profilers see it.
+"""
+
+from array import array
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mezzotint.kernels.constants import BFLOAT16, FLOAT16
+
+_KINDS = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+# Below so many multiplications torch's own kernel on converted operands costs less than preparing the call here.
+SMALLEST = 1 << 19
+THINNEST = 8
+# The packed operand is in float32 and whole; beyond this size upcasting holds no more.
+LARGEST_PACKED_FLOATS = 1 << 26
+# Transposing the result costs less than packing an operand so many times larger than the other.
+SWAP_FROM = 4
+
+
+@cache
+def _gemm() -> Any:
+    """Return the compiled kernel's module, or None where this processor or its OpenMP does not suit it."""
+    from mezzotint.kernels import gemm, tiles
+
+    return gemm if tiles.HAS_FMA else None
+
+
+@cache
+def is_available(dtype: torch.dtype, num_threads: int) -> bool:
+    """Return whether products of a dtype can be computed here on so many threads."""
+    from mezzotint.kernels import team, tiles
+
+    has_conversion = dtype is torch.bfloat16 or tiles.HAS_HALF
+    return tiles.HAS_FMA and has_conversion and (num_threads == 1 or team.has_team())
+
+
+def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """Return left @ right (+ bias, of the last axis) in the operands' dtype, or None where this is not for us.
+
+    `left` is (M, K) or (B, M, K), `right` (K, N) or (B, K, N), both bfloat16 or float16, dense along one of the last
+    two axes. The sum is float32's, rounded once.
+    """
+    *batch, height, depth = left.shape
+    width = right.shape[-1]
+    count = batch[0] if batch else 1
+    if count * height * width * depth < SMALLEST or min(height, width) < THINNEST:
+        return None
+    num_threads = torch.get_num_threads()
+    if not is_available(left.dtype, num_threads):
+        return None
+    first, second = _layout(left), _layout(right)
+    if first is None or second is None:
+        return None
+    gemm = _gemm()
+    out = left.new_empty((*batch, height, width))
+    is_swapped = height * SWAP_FROM <= width
+    if is_swapped:
+        # out^T = right^T left^T: what was stored by rows is now by columns
+        height, width = width, height
+        first, second = (second[0], second[1], 1 - second[2]), (first[0], first[1], 1 - first[2])
+        left, right = right, left
+    packed_floats = gemm.packed_floats(count, width, depth)
+    if packed_floats > LARGEST_PACKED_FLOATS:
+        return None
+    row_block, column_block = _blocks(gemm, count, height, width, num_threads)
+    scratch_floats = gemm.scratch_floats(row_block, column_block)
+    scratch = torch.empty(packed_floats + num_threads * scratch_floats, dtype=torch.float32)
+    packed = scratch.data_ptr()
+    bias = None if bias is None else bias.float().contiguous()
+    block = array(
+        "q",
+        (
+            *(0, 0, 0, 0, _KINDS[out.dtype], count, height, width, depth),
+            *(left.data_ptr(), *first, right.data_ptr(), *second),
+            *(packed, out.data_ptr(), out.stride(0) if batch else 0, out.shape[-1], is_swapped),
+            *(0 if bias is None else bias.data_ptr(), packed + 4 * packed_floats, 4 * scratch_floats),
+            *(row_block, column_block),
+        ),
+    )
+    _run(gemm.product, block.buffer_info()[0], num_threads)
+    return out
+
+
+def _blocks(gemm: Any, count: int, height: int, width: int, num_threads: int) -> tuple[int, int]:
+    """Return the sizes of a block: large ones read less often, small ones keep all threads busy."""
+    column_block = min(gemm.COLUMN_BLOCK, -(-width // gemm.COLUMNS) * gemm.COLUMNS)
+    largest, smallest = gemm.ROW_BLOCKS
+    num_blocks = count * -(-height // largest) * -(-width // column_block)
+    return (largest if num_threads == 1 or num_blocks >= 4 * num_threads else smallest), column_block
+
+
+def _layout(matrix: Tensor) -> tuple[int, int, int] | None:
+    """Return strides of batch and lines, and whether lines are rows; None where neither axis is dense.
+
+    Lines may overlap or be one and the same, as in expanded tensors: they are only read.
+    """
+    stride = matrix.stride()
+    rows, columns = stride[-2:]
+    batch = stride[0] if len(stride) == 3 else 0
+    if columns == 1 or matrix.shape[-1] == 1:
+        return batch, rows, 1
+    if rows == 1 or matrix.shape[-2] == 1:
+        return batch, columns, 0
+    return None
+
+
+def _run(task: Any, block: int, num_threads: int) -> None:
+    from mezzotint.kernels.team import run
+
+    run(task, block, num_threads)
