@@ -1,4 +1,4 @@
-"""Products of 16-bit matrices, summed in float32 and rounded once, that convert while they pack.
+"""Products of matrices of 16 bits, or float32, summed in float32 and rounded once, that convert while they pack.
 
 A fast product copies its operands into panels in the order in which the micro-kernel reads them (Goto and van de Geijn
 2008, Anatomy of High-Performance Matrix Multiplication). Here the copy also widens 16-bit words to float32, and the
@@ -7,7 +7,7 @@ last step rounds a tile that is still in cache: no float32 copy of the larger op
     pack the right operand, the whole depth K, in strips of COLUMNS columns
     for each block of rows and each block of columns:
         for each DEPTH of K: pack the rows; for each strip, for each ROWS of them: micro-kernel onto the block's sums
-        add the bias, round, store
+        multiply by the scales of rows and columns, add the bias, round, store
 
 The caller makes the smaller operand the right one, swapping both where needed: left times right is then the transpose
 of what is wanted, and each block of sums is transposed before it is stored. An operand has unit stride along one of its
@@ -19,7 +19,7 @@ from numba import carray
 
 from mezzotint.kernels.addresses import floats_at, words16_at
 from mezzotint.kernels.compiled import compiled
-from mezzotint.kernels.constants import FLOAT16
+from mezzotint.kernels.constants import FLOAT16, FLOAT32
 from mezzotint.kernels.team import counter, take_thread, take_unit, task, wait_until
 from mezzotint.kernels.tiles import (
     COLUMNS,
@@ -29,11 +29,13 @@ from mezzotint.kernels.tiles import (
     multiply_by_rows,
     narrow_bfloat16,
     narrow_float16,
+    narrow_float32,
     transpose_bfloat16,
     transpose_float16,
     transpose_float32,
     widen_bfloat16,
     widen_float16,
+    widen_float32,
 )
 from mezzotint.kernels.words import as_float, bfloat16_bits, float16_bits
 
@@ -44,13 +46,13 @@ COLUMN_BLOCK = 512
 # the places of a block's words: four counters, then what the product is of; strides are in elements
 # fmt: off
 (_UNIT, _THREAD, _PACK_UNIT, _PACKED_UNITS,
- _KIND, _BATCH, _M, _N, _K,
- _LEFT, _LEFT_BATCH, _LEFT_STRIDE, _LEFT_BY_ROWS,
- _RIGHT, _RIGHT_BATCH, _RIGHT_STRIDE, _RIGHT_BY_ROWS,
- _PACKED, _OUT, _OUT_BATCH, _OUT_STRIDE, _IS_TRANSPOSED, _BIAS,
- _SCRATCH, _SCRATCH_BYTES, _ROW_BLOCK, _COLUMN_BLOCK) = range(27)
+ _BATCH, _M, _N, _K,
+ _LEFT, _LEFT_KIND, _LEFT_BATCH, _LEFT_STRIDE, _LEFT_BY_ROWS, _LEFT_SCALE, _LEFT_SCALE_STEP,
+ _RIGHT, _RIGHT_KIND, _RIGHT_BATCH, _RIGHT_STRIDE, _RIGHT_BY_ROWS, _RIGHT_SCALE, _RIGHT_SCALE_STEP,
+ _PACKED, _OUT, _OUT_KIND, _OUT_BATCH, _OUT_STRIDE, _IS_TRANSPOSED, _BIAS,
+ _SCRATCH, _SCRATCH_BYTES, _ROW_BLOCK, _COLUMN_BLOCK) = range(33)
 # fmt: on
-_NUM_WORDS = 27
+_NUM_WORDS = 33
 _take_pack_unit, _add_packed_unit = counter(_PACK_UNIT), counter(_PACKED_UNITS)
 _wait_for_packed = wait_until(_PACKED_UNITS)
 _u32, _f32 = np.uint32, np.float32
@@ -67,48 +69,81 @@ def scratch_floats(row_block: int, column_block: int) -> int:
 
 
 @compiled
+def _size(kind):
+    return 4 if kind == FLOAT32 else 2
+
+
+@compiled
+def _widen(kind, source, out):
+    if kind == FLOAT16:
+        widen_float16(source, out)
+    elif kind == FLOAT32:
+        widen_float32(source, out)
+    else:
+        widen_bfloat16(source, out)
+
+
+@compiled
+def _transpose(kind, source, source_bytes, out, out_bytes):
+    if kind == FLOAT16:
+        transpose_float16(source, source_bytes, out, out_bytes)
+    elif kind == FLOAT32:
+        transpose_float32(source, source_bytes, out, out_bytes)
+    else:
+        transpose_bfloat16(source, source_bytes, out, out_bytes)
+
+
+@compiled
+def _narrow(kind, source, out):
+    if kind == FLOAT16:
+        narrow_float16(source, out)
+    elif kind == FLOAT32:
+        narrow_float32(source, out)
+    else:
+        narrow_bfloat16(source, out)
+
+
+@compiled
 def _widen_run(kind, source, out, count):
     """Write `count` words at `source` as float32 at `out`."""
+    size = _size(kind)
     whole = count - count % LANES
-    if kind == FLOAT16:
-        for i in range(0, whole, LANES):
-            widen_float16(source + 2 * i, out + 4 * i)
-    else:
-        for i in range(0, whole, LANES):
-            widen_bfloat16(source + 2 * i, out + 4 * i)
+    for i in range(0, whole, LANES):
+        _widen(kind, source + size * i, out + 4 * i)
     if whole < count:
         if count >= LANES:  # the last vector overlaps the one before
             last = count - LANES
-            if kind == FLOAT16:
-                widen_float16(source + 2 * last, out + 4 * last)
-            else:
-                widen_bfloat16(source + 2 * last, out + 4 * last)
+            _widen(kind, source + size * last, out + 4 * last)
         else:
-            words, numbers = carray(words16_at(source), (count,)), carray(floats_at(out), (count,))
+            numbers = carray(floats_at(out), (count,))
             for i in range(count):
-                word = _u32(words[i])
-                numbers[i] = as_float(float16_bits(word) if kind == FLOAT16 else bfloat16_bits(word))
+                numbers[i] = _number(kind, source, i)
+
+
+@compiled
+def _number(kind, source, index):
+    """Return one word as float32."""
+    if kind == FLOAT32:
+        return carray(floats_at(source), (index + 1,))[index]
+    word = _u32(carray(words16_at(source), (index + 1,))[index])
+    return as_float(float16_bits(word) if kind == FLOAT16 else bfloat16_bits(word))
 
 
 @compiled
 def _widen_across(kind, source, stride, out, out_stride, rows, columns):
     """Write the words at source[i * stride + j], i < rows, j < columns, as float32 at out[j * out_stride + i]."""
+    size = _size(kind)
     whole_rows, whole_columns = rows - rows % LANES, columns - columns % LANES
     for i in range(0, whole_rows, LANES):
         for j in range(0, whole_columns, LANES):
-            place, target = source + 2 * (i * stride + j), out + 4 * (j * out_stride + i)
-            if kind == FLOAT16:
-                transpose_float16(place, 2 * stride, target, 4 * out_stride)
-            else:
-                transpose_bfloat16(place, 2 * stride, target, 4 * out_stride)
+            place, target = source + size * (i * stride + j), out + 4 * (j * out_stride + i)
+            _transpose(kind, place, size * stride, target, 4 * out_stride)
     for i in range(rows):
         first = whole_columns if i < whole_rows else 0
         if first < columns:
-            words = carray(words16_at(source + 2 * i * stride), (columns,))
             numbers = carray(floats_at(out + 4 * i), ((columns - 1) * out_stride + 1,))
             for j in range(first, columns):
-                word = _u32(words[j])
-                numbers[j * out_stride] = as_float(float16_bits(word) if kind == FLOAT16 else bfloat16_bits(word))
+                numbers[j * out_stride] = _number(kind, source + size * i * stride, j)
 
 
 @compiled
@@ -124,47 +159,44 @@ def _narrow_run(kind, source, out, count, spare):
 
     Where there are less than a vector, a whole one is read all the same, and goes through the memory at `spare`.
     """
+    size = _size(kind)
     whole = count - count % LANES
-    if kind == FLOAT16:
-        for i in range(0, whole, LANES):
-            narrow_float16(source + 4 * i, out + 2 * i)
-    else:
-        for i in range(0, whole, LANES):
-            narrow_bfloat16(source + 4 * i, out + 2 * i)
+    for i in range(0, whole, LANES):
+        _narrow(kind, source + 4 * i, out + size * i)
     if whole < count:
-        last, target = (count - LANES, out + 2 * (count - LANES)) if count >= LANES else (0, spare)
-        if kind == FLOAT16:
-            narrow_float16(source + 4 * last, target)
-        else:
-            narrow_bfloat16(source + 4 * last, target)
+        last = count - LANES
+        _narrow(kind, source + 4 * max(last, 0), out + size * last if last >= 0 else spare)
         if count < LANES:
-            words, rounded = carray(words16_at(out), (count,)), carray(words16_at(spare), (count,))
-            for i in range(count):
+            halves = count * size // 2
+            words, rounded = carray(words16_at(out), (halves,)), carray(words16_at(spare), (halves,))
+            for i in range(halves):
                 words[i] = rounded[i]
 
 
 @compiled
 def _pack_strip(words, unit):
     """Pack one strip of the right operand, out[k * COLUMNS + n], with zeros beyond the last column."""
-    kind, width, depth, stride = words[_KIND], words[_N], words[_K], words[_RIGHT_STRIDE]
+    kind, width, depth, stride = words[_RIGHT_KIND], words[_N], words[_K], words[_RIGHT_STRIDE]
+    size = _size(kind)
     num_strips = (width + COLUMNS - 1) // COLUMNS
     out = words[_PACKED] + 4 * unit * depth * COLUMNS
     first = unit % num_strips * COLUMNS
     columns = min(COLUMNS, width - first)
-    right = words[_RIGHT] + 2 * (unit // num_strips * words[_RIGHT_BATCH])
+    right = words[_RIGHT] + size * (unit // num_strips * words[_RIGHT_BATCH])
     if columns < COLUMNS:
         _fill_zeros(out, depth * COLUMNS)
     if words[_RIGHT_BY_ROWS]:
         for k in range(depth):
-            _widen_run(kind, right + 2 * (k * stride + first), out + 4 * k * COLUMNS, columns)
+            _widen_run(kind, right + size * (k * stride + first), out + 4 * k * COLUMNS, columns)
     else:
-        _widen_across(kind, right + 2 * first * stride, stride, out, COLUMNS, columns, depth)
+        _widen_across(kind, right + size * first * stride, stride, out, COLUMNS, columns, depth)
 
 
 @compiled
 def _sum_block(words, left, packed, rows, columns, rows_at, sums_at):
     """Write left times right for one block, whose rows start at `left` and whose packed strips at `packed`."""
-    kind, depth, stride, is_by_rows = words[_KIND], words[_K], words[_LEFT_STRIDE], words[_LEFT_BY_ROWS]
+    kind, depth, stride, is_by_rows = words[_LEFT_KIND], words[_K], words[_LEFT_STRIDE], words[_LEFT_BY_ROWS]
+    size = _size(kind)
     row_block, column_block = words[_ROW_BLOCK], words[_COLUMN_BLOCK]
     num_panels, num_strips = (rows + ROWS - 1) // ROWS, (columns + COLUMNS - 1) // COLUMNS
     for start in range(0, depth, DEPTH):
@@ -172,10 +204,10 @@ def _sum_block(words, left, packed, rows, columns, rows_at, sums_at):
         # what a panel holds beyond the last row is multiplied and never stored, so it may be anything
         if is_by_rows:
             for m in range(rows):
-                _widen_run(kind, left + 2 * (m * stride + start), rows_at + 4 * m * DEPTH, count)
+                _widen_run(kind, left + size * (m * stride + start), rows_at + 4 * m * DEPTH, count)
         else:
             for k in range(count):
-                _widen_run(kind, left + 2 * (start + k) * stride, rows_at + 4 * k * row_block, rows)
+                _widen_run(kind, left + size * (start + k) * stride, rows_at + 4 * k * row_block, rows)
         for strip in range(num_strips):
             right = packed + 4 * COLUMNS * (strip * depth + start)
             for panel in range(num_panels):
@@ -189,32 +221,58 @@ def _sum_block(words, left, packed, rows, columns, rows_at, sums_at):
 
 
 @compiled
-def _store_rows(words, sums_at, spare_at, out, rows, columns, first_column):
-    kind, column_block = words[_KIND], words[_COLUMN_BLOCK]
-    for m in range(rows):
-        if words[_BIAS]:
-            row = carray(floats_at(sums_at + 4 * m * column_block), (columns,))
-            bias = carray(floats_at(words[_BIAS] + 4 * first_column), (columns,))
-            for n in range(columns):
-                row[n] += bias[n]
-        _narrow_run(kind, sums_at + 4 * m * column_block, out + 2 * m * words[_OUT_STRIDE], columns, spare_at)
+def _finish(sums, count, scale, scale_step, other_scale, bias):
+    """Turn sums into the result before it is rounded: times the scales of both operands, plus the bias."""
+    numbers = carray(floats_at(sums), (count,))
+    if scale:
+        factors = carray(floats_at(scale), (count,))
+        if scale_step:
+            for i in range(count):
+                numbers[i] *= factors[i] * other_scale
+        else:
+            factor = _f32(factors[0] * other_scale)
+            for i in range(count):
+                numbers[i] *= factor
+    if bias:
+        added = carray(floats_at(bias), (count,))
+        for i in range(count):
+            numbers[i] += added[i]
 
 
 @compiled
-def _store_columns(words, sums_at, turned_at, spare_at, out, rows, columns, first_row):
+def _scale_of(words, place, index):
+    """Return the scale of one row or column; 1 where there are none."""
+    at = words[place]
+    return carray(floats_at(at + 4 * index * words[place + 1]), (1,))[0] if at else _f32(1)
+
+
+@compiled
+def _store_rows(words, sums_at, spare_at, out, rows, columns, first_row, first_column):
+    kind, column_block = words[_OUT_KIND], words[_COLUMN_BLOCK]
+    size, step = _size(kind), words[_RIGHT_SCALE_STEP]
+    scale = words[_RIGHT_SCALE] + 4 * first_column * step if words[_RIGHT_SCALE] else 0
+    bias = words[_BIAS] + 4 * first_column if words[_BIAS] else 0
+    for m in range(rows):
+        sums = sums_at + 4 * m * column_block
+        _finish(sums, columns, scale, step, _scale_of(words, _LEFT_SCALE, first_row + m), bias)
+        _narrow_run(kind, sums, out + size * m * words[_OUT_STRIDE], columns, spare_at)
+
+
+@compiled
+def _store_columns(words, sums_at, turned_at, spare_at, out, rows, columns, first_row, first_column):
     """Store the transpose: a column of sums becomes a row of `out`."""
-    kind, column_block = words[_KIND], words[_COLUMN_BLOCK]
+    kind, column_block = words[_OUT_KIND], words[_COLUMN_BLOCK]
+    size, step = _size(kind), words[_LEFT_SCALE_STEP]
+    scale = words[_LEFT_SCALE] + 4 * first_row * step if words[_LEFT_SCALE] else 0
+    bias = words[_BIAS] + 4 * first_row if words[_BIAS] else 0
     width = words[_ROW_BLOCK] + LANES
     for n in range(0, columns, LANES):
         for m in range(0, rows, LANES):  # sums beyond the last row and column are there, and worthless
             transpose_float32(sums_at + 4 * (m * column_block + n), 4 * column_block, turned_at + 4 * m, 4 * width)
         for i in range(min(LANES, columns - n)):
-            if words[_BIAS]:
-                row = carray(floats_at(turned_at + 4 * i * width), (rows,))
-                bias = carray(floats_at(words[_BIAS] + 4 * first_row), (rows,))
-                for m in range(rows):
-                    row[m] += bias[m]
-            _narrow_run(kind, turned_at + 4 * i * width, out + 2 * (n + i) * words[_OUT_STRIDE], rows, spare_at)
+            turned = turned_at + 4 * i * width
+            _finish(turned, rows, scale, step, _scale_of(words, _RIGHT_SCALE, first_column + n + i), bias)
+            _narrow_run(kind, turned, out + size * (n + i) * words[_OUT_STRIDE], rows, spare_at)
 
 
 @task
@@ -245,13 +303,14 @@ def product(block):
         item, place = unit // num_blocks, unit % num_blocks
         first_row, first_column = place % num_row_blocks * row_block, place // num_row_blocks * column_block
         rows, columns = min(row_block, height - first_row), min(column_block, width - first_column)
-        left = words[_LEFT] + 2 * (item * words[_LEFT_BATCH] + first_row * row_words)
+        left = words[_LEFT] + _size(words[_LEFT_KIND]) * (item * words[_LEFT_BATCH] + first_row * row_words)
         packed = words[_PACKED] + 4 * COLUMNS * depth * (item * num_strips + first_column // COLUMNS)
         _sum_block(words, left, packed, rows, columns, rows_at, sums_at)
-        out = words[_OUT] + 2 * item * words[_OUT_BATCH]
+        size = _size(words[_OUT_KIND])
+        out = words[_OUT] + size * item * words[_OUT_BATCH]
         if words[_IS_TRANSPOSED]:
-            out += 2 * (first_column * words[_OUT_STRIDE] + first_row)
-            _store_columns(words, sums_at, turned_at, spare_at, out, rows, columns, first_row)
+            out += size * (first_column * words[_OUT_STRIDE] + first_row)
+            _store_columns(words, sums_at, turned_at, spare_at, out, rows, columns, first_row, first_column)
         else:
-            out += 2 * (first_row * words[_OUT_STRIDE] + first_column)
-            _store_rows(words, sums_at, spare_at, out, rows, columns, first_column)
+            out += size * (first_row * words[_OUT_STRIDE] + first_column)
+            _store_rows(words, sums_at, spare_at, out, rows, columns, first_row, first_column)

@@ -1,8 +1,8 @@
 """The three steps of a product that carry its speed, as vector instructions of LLVM's portable kind.
 
 `multiply_by_rows` and `multiply_by_columns` are the micro-kernel: a tile of ROWS x COLUMNS sums stays in registers
-while it walks along K. `widen_*` reads LANES 16-bit words as float32, `transpose_*` reads a square of words or numbers
-with rows for columns, and `narrow_*` rounds float32 to 16-bit words, to nearest, ties to even.
+while it walks along K. `widen_*` reads LANES words as float32, `transpose_*` reads a square of them with rows for
+columns, and `narrow_*` rounds float32 to words, to nearest, ties to even; words of float32 are copied.
 
 The tile fits the registers of the processor that compiles it: 16 of 8 floats (AVX2), 32 of 16 (AVX-512), 32 of 4
 (NEON). All take addresses.
@@ -188,6 +188,9 @@ def _narrowing(kind: int) -> Any:
 
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             numbers = builder.load(_pointer(builder, args[0], _FLOATS), align=4)
+            if kind == FLOAT32:
+                builder.store(numbers, _pointer(builder, args[1], _FLOATS), align=4)
+                return context.get_dummy_value()
             if kind == FLOAT16:
                 builder.store(builder.fptrunc(numbers, _HALVES), _pointer(builder, args[1], _HALVES), align=2)
                 return context.get_dummy_value()
@@ -205,6 +208,8 @@ def _narrowing(kind: int) -> Any:
     return narrow
 
 
-widen_bfloat16, widen_float16 = _widening(BFLOAT16), _widening(FLOAT16)
-transpose_bfloat16, transpose_float16, transpose_float32 = (_transposition(k) for k in (BFLOAT16, FLOAT16, FLOAT32))
-narrow_bfloat16, narrow_float16 = _narrowing(BFLOAT16), _narrowing(FLOAT16)
+widen_bfloat16, widen_float16, widen_float32 = (_widening(kind) for kind in (BFLOAT16, FLOAT16, FLOAT32))
+transpose_bfloat16, transpose_float16, transpose_float32 = (
+    _transposition(kind) for kind in (BFLOAT16, FLOAT16, FLOAT32)
+)
+narrow_bfloat16, narrow_float16, narrow_float32 = (_narrowing(kind) for kind in (BFLOAT16, FLOAT16, FLOAT32))

@@ -1,4 +1,4 @@
-"""Products of 16-bit matrices by the compiled kernel that converts while it packs (`mezzotint.kernels.gemm`).
+"""Products by the compiled kernel that converts while it packs (`mezzotint.kernels.gemm`).
 
 Scratch memory comes from torch, so that memory profilers see it.
 """
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.kernels.constants import BFLOAT16, FLOAT16
+from mezzotint.kernels.constants import BFLOAT16, FLOAT16, FLOAT32
 
-_KINDS = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+_KINDS = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.float32: FLOAT32}
 # Below so many multiplications torch's own kernel on converted operands costs less than preparing the call here.
 SMALLEST = 1 << 19
 THINNEST = 8
@@ -24,10 +24,10 @@ SWAP_FROM = 4
 
 @cache
 def _gemm() -> Any:
-    """Return the compiled kernel's module, or None where this processor or its OpenMP does not suit it."""
-    from mezzotint.kernels import gemm, tiles
+    """Return the compiled kernel's module; importing it takes half a second, so it waits for the first call."""
+    from mezzotint.kernels import gemm
 
-    return gemm if tiles.HAS_FMA else None
+    return gemm
 
 
 @cache
@@ -35,15 +35,24 @@ def is_available(dtype: torch.dtype, num_threads: int) -> bool:
     """Return whether products of a dtype can be computed here on so many threads."""
     from mezzotint.kernels import team, tiles
 
-    has_conversion = dtype is torch.bfloat16 or tiles.HAS_HALF
+    has_conversion = dtype is not torch.float16 or tiles.HAS_HALF
     return tiles.HAS_FMA and has_conversion and (num_threads == 1 or team.has_team())
 
 
-def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    """Return left @ right (+ bias, of the last axis) in the operands' dtype, or None where this is not for us.
+def product(
+    left: Tensor,
+    right: Tensor,
+    bias: Tensor | None = None,
+    *,
+    left_scale: Tensor | None = None,
+    right_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor | None:
+    """Return left @ right, times scales, plus bias, summed in float32 and rounded once; None where it is not for us.
 
-    `left` is (M, K) or (B, M, K), `right` (K, N) or (B, K, N), both bfloat16 or float16, dense along one of the last
-    two axes. The sum is float32's, rounded once.
+    `left` is (M, K) or (B, M, K), `right` (K, N) or (B, K, N), each dense along one of the last two axes, of bfloat16,
+    float16 or float32. `left_scale` is float32 of M numbers or one, `right_scale` of N or one, both given or neither;
+    `bias` has N. The result is of `out_dtype`, or the operands' where that is left out.
     """
     *batch, height, depth = left.shape
     width = right.shape[-1]
@@ -51,19 +60,23 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor |
     if count * height * width * depth < SMALLEST or min(height, width) < THINNEST:
         return None
     num_threads = torch.get_num_threads()
-    if not is_available(left.dtype, num_threads):
+    dtype = out_dtype or left.dtype
+    if not (is_available(left.dtype, num_threads) and is_available(dtype, num_threads)):
         return None
-    first, second = _layout(left), _layout(right)
-    if first is None or second is None:
+    layouts = _layout(left), _layout(right)
+    if layouts[0] is None or layouts[1] is None:
         return None
     gemm = _gemm()
-    out = left.new_empty((*batch, height, width))
+    out = torch.empty((*batch, height, width), dtype=dtype)
     is_swapped = height * SWAP_FROM <= width
+    # the tensors behind the addresses have to live until the product is done
+    bias = None if bias is None else bias.float().contiguous()
+    first: tuple[int, ...] = (left.data_ptr(), _KINDS[left.dtype], *layouts[0], *_scale(left_scale))
+    second: tuple[int, ...] = (right.data_ptr(), _KINDS[right.dtype], *layouts[1], *_scale(right_scale))
     if is_swapped:
         # out^T = right^T left^T: what was stored by rows is now by columns
         height, width = width, height
-        first, second = (second[0], second[1], 1 - second[2]), (first[0], first[1], 1 - first[2])
-        left, right = right, left
+        first, second = _turned(second), _turned(first)
     packed_floats = gemm.packed_floats(count, width, depth)
     if packed_floats > LARGEST_PACKED_FLOATS:
         return None
@@ -71,19 +84,28 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor |
     scratch_floats = gemm.scratch_floats(row_block, column_block)
     scratch = torch.empty(packed_floats + num_threads * scratch_floats, dtype=torch.float32)
     packed = scratch.data_ptr()
-    bias = None if bias is None else bias.float().contiguous()
     block = array(
         "q",
         (
-            *(0, 0, 0, 0, _KINDS[out.dtype], count, height, width, depth),
-            *(left.data_ptr(), *first, right.data_ptr(), *second),
-            *(packed, out.data_ptr(), out.stride(0) if batch else 0, out.shape[-1], is_swapped),
+            *(0, 0, 0, 0, count, height, width, depth, *first, *second, packed),
+            *(out.data_ptr(), _KINDS[dtype], out.stride(0) if batch else 0, out.shape[-1], is_swapped),
             *(0 if bias is None else bias.data_ptr(), packed + 4 * packed_floats, 4 * scratch_floats),
             *(row_block, column_block),
         ),
     )
     _run(gemm.product, block.buffer_info()[0], num_threads)
     return out
+
+
+def _scale(scale: Tensor | None) -> tuple[int, int]:
+    """Return where an operand's scales are, and whether there is one for each row or column."""
+    return (0, 0) if scale is None else (scale.data_ptr(), int(scale.numel() > 1))
+
+
+def _turned(operand: tuple[int, ...]) -> tuple[int, ...]:
+    """Return an operand's words for its transpose."""
+    address, kind, batch, stride, is_by_rows, *scale = operand
+    return address, kind, batch, stride, 1 - is_by_rows, *scale
 
 
 def _blocks(gemm: Any, count: int, height: int, width: int, num_threads: int) -> tuple[int, int]:
