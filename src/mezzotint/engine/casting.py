@@ -42,6 +42,11 @@ def check_engine_policy(policy: Policy) -> None:
         )
     if policy.loss != "float32":
         raise PolicyError(f"loss={policy.loss} is refused: the engine computes the loss in float32; pass loss=float32")
+    if policy.saved != "float32" and policy.params != "float32":
+        raise PolicyError(
+            f"saved={policy.saved} with params={policy.params} is refused: only float32 activations are rounded for "
+            "backward, and there are few; pass saved=float32"
+        )
     if policy.reduce not in ("float32", policy.params):
         raise PolicyError(
             f"reduce={policy.reduce} with params={policy.params} is refused: gradients are kept in float32 or in the "
@@ -57,18 +62,24 @@ def torch_dtype(format_name: str) -> torch.dtype:
     return dtype
 
 
-def compute_contexts(policy: Policy, device: torch.device) -> list[Context]:
-    """Return fresh contexts for one forward pass under `policy` on `device`, outermost first."""
+def compute_contexts(policy: Policy, device: torch.device, *, is_compiled: bool = False) -> list[Context]:
+    """Return fresh contexts for one forward pass under `policy` on `device`, outermost first.
+
+    `is_compiled` says that a model is a graph of torch.compile, whose operations have other names.
+    """
     if not policy.is_mixed:
         # a float32 policy means float32, also below an autocast of the caller's
         return [torch.autocast(device.type, enabled=False)] if torch.is_autocast_enabled(device.type) else []
-    return [*kernel_contexts(policy, device), torch.autocast(device.type, dtype=torch_dtype(policy.compute))]
+    return [
+        *kernel_contexts(policy, device, is_compiled=is_compiled),
+        torch.autocast(device.type, dtype=torch_dtype(policy.compute)),
+    ]
 
 
-def kernel_contexts(policy: Policy, device: torch.device) -> list[Context]:
+def kernel_contexts(policy: Policy, device: torch.device, *, is_compiled: bool = False) -> list[Context]:
     """Return the contexts that forward and backward both need: fast kernels on a CPU, nothing elsewhere."""
     if device.type != "cpu" or not policy.is_mixed:
         return []
     from mezzotint.lowprec.switch import fast_cpu
 
-    return [fast_cpu(policy.compute)]
+    return [fast_cpu(policy.compute, compiled=is_compiled)]

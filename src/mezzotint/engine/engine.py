@@ -29,6 +29,7 @@ from mezzotint.engine import casting
 from mezzotint.engine.forward import Float32Losses, ForwardContext
 from mezzotint.engine.gradients import nonfinite_parameters, prepare_gradients
 from mezzotint.engine.lane import Lane
+from mezzotint.engine.products import RoundedProducts
 from mezzotint.engine.result import Outcome, StepResult
 from mezzotint.engine.setup import check_optimizers, check_schedulers, decide_policy, model_device, named
 from mezzotint.engine.state import engine_state, load_engine_state
@@ -40,6 +41,7 @@ from mezzotint.engine.weights import (
     parameter_names,
 )
 from mezzotint.errors import EngineError, NonFiniteError, PolicyError
+from mezzotint.policy.decision import Decision
 from mezzotint.policy.policy import Policy, Update
 from mezzotint.policy.scaling import ScalingKind
 
@@ -91,15 +93,24 @@ class Engine:
         check_optimizers(self.optimizers)
         check_schedulers(self.schedulers)
         self._names = parameter_names(self.models)
+        self._products = self._round_products()
         self._shadowed = self._store_weights(seed)
         self._is_late_loss_told = False
         self._lanes: dict[tuple[str, ...], Lane] = {}
         self._kernels = casting.kernel_contexts(self.policy, self.device)
-        self._forward = ForwardContext(self.policy, self.device)
+        self._forward = ForwardContext(self.policy, self.device, self.models.values())
         self._steps = self._skipped_steps = 0
         if self.policy.is_mixed:
             for module in self.models.values():
                 module.register_forward_hook(Float32Losses(self._forward))
+
+    def _round_products(self) -> RoundedProducts | None:
+        """Change the linear layers where the policy rounds the inputs of products, and say how as a reason."""
+        if self.policy.products is None:
+            return None
+        products = RoundedProducts(self.models, self.policy.products, self.device)
+        self.decision = Decision(self.policy, (*self.decision.reasons, products.reason))
+        return products
 
     def _store_weights(self, seed: int) -> dict[str, ShadowedWeights]:
         """Bring the parameters into the policy's format; return the float32 side of each optimizer."""
@@ -216,6 +227,8 @@ class Engine:
             part.close(stepped=report.are_finite)
         self._drop_gradients(lane)
         lane.num_micro_batches = 0
+        if self._products is not None:
+            self._products.end_step()
         if not report.are_finite:
             return self._skip(lane, report.norm, nonfinite)
         self._steps += 1
@@ -342,6 +355,10 @@ class Engine:
     def shadowed_weights(self) -> dict[str, ShadowedWeights]:
         """Return the float32 side of low-precision weights by optimizer; empty where the policy keeps none."""
         return self._shadowed
+
+    def rounded_products(self) -> RoundedProducts | None:
+        """Return the layers that round the inputs of their products; None where the policy names no format."""
+        return self._products
 
     def set_counts(self, *, steps: int, skipped_steps: int) -> None:
         """Go on counting from a saved state."""

@@ -1,5 +1,6 @@
 """The context of part 1, and what makes the losses that leave it float32."""
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
@@ -8,17 +9,24 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mezzotint.engine.casting import Context, compute_contexts
+from mezzotint.engine.saved import SavedActivations
 from mezzotint.policy.policy import Policy
 
 
 class ForwardContext:
     """What `Engine.forward` returns: one object for all steps, which may be entered while it is entered."""
 
-    def __init__(self, policy: Policy, device: torch.device) -> None:
+    def __init__(self, policy: Policy, device: torch.device, models: Iterable[nn.Module]) -> None:
         self._policy = policy
         self._device = device
-        self._ready = compute_contexts(policy, device) if policy.is_mixed else None
+        self._models = tuple(models)
+        self._ready = self._contexts() if policy.is_mixed else None
         self._entered: list[list[Context]] = []
+
+    def _contexts(self) -> list[Context]:
+        is_compiled = any(_is_compiled(module) for model in self._models for module in model.modules())
+        contexts = compute_contexts(self._policy, self._device, is_compiled=is_compiled)
+        return contexts if self._policy.saved == "float32" else [*contexts, SavedActivations(self._models)]
 
     @property
     def is_active(self) -> bool:
@@ -29,7 +37,7 @@ class ForwardContext:
         # making an autocast context takes longer than entering one, so the outermost pass uses the same every time;
         # a float32 policy has to look each time whether it stands below an autocast of the caller's
         is_reused = self._ready is not None and not self._entered
-        contexts = self._ready if is_reused and self._ready else compute_contexts(self._policy, self._device)
+        contexts = self._ready if is_reused and self._ready else self._contexts()
         for context in contexts:
             context.__enter__()
         self._entered.append(contexts)
@@ -64,6 +72,11 @@ class Float32Losses:
         if type(output) is tuple:
             return tuple(_to_float32(item) for item in output)
         return tree_map(_to_float32, output)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Return whether torch.compile wraps a module, or has compiled it in place."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _to_float32(item: Any) -> Any:

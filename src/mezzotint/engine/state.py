@@ -34,6 +34,7 @@ def engine_state(engine: "Engine") -> dict[str, Any]:
             {"optimizers": list(lane.optimizers), "num_steps": lane.num_steps, "scale": lane.scale.to_json()}
             for lane in engine.lanes().values()
         ],
+        "products": products.state_dict() if (products := engine.rounded_products()) is not None else {},
         "steps": engine.steps,
         "skipped_steps": engine.skipped_steps,
     }
@@ -77,6 +78,9 @@ def load_engine_state(engine: "Engine", state: Mapping[str, Any]) -> None:
         scheduler.load_state_dict(dict(state["schedulers"][name]))
     for name, part in engine.shadowed_weights().items():
         part.load_state_dict(state["weights"][name])
+    products = engine.rounded_products()
+    if products is not None:
+        products.load_state_dict(state.get("products", {}))
     for saved in state["lanes"]:
         lane = engine.lane_of(tuple(saved["optimizers"]))
         lane.scale = LossScale.from_json(engine.policy.scaling, saved["scale"])

@@ -3,14 +3,17 @@
 policy  = preset | field ("," field)* | preset "," field ("," field)*
 field   = name "=" value
 scaling = "none" | "static(" number ")" | "dynamic" | "dynamic(" setting ("," setting)* ")"
+products = "none" | format | format "(" setting ("," setting)* ")"
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from mezzotint.errors import PolicyError
+from mezzotint.errors import FormatError, PolicyError
+from mezzotint.formats.inputs import InputRounding
 from mezzotint.policy.policy import POLICY_FIELDS, Policy
 from mezzotint.policy.presets import PRESETS
 from mezzotint.policy.scaling import Scaling, ScalingKind
@@ -61,7 +64,7 @@ def _fields(items: list[str]) -> dict[str, Any]:
             raise PolicyError(f"unknown policy field {item!r}; the fields are {', '.join(POLICY_FIELDS)}")
         if name in chosen:
             raise PolicyError(f"policy field {name} is given twice, as {chosen[name]} and as {value}; leave one out")
-        chosen[name] = parse_scaling(value) if name == "scaling" else value
+        chosen[name] = _PARSERS[name](value) if name in _PARSERS else value
     return chosen
 
 
@@ -91,3 +94,51 @@ def parse_scaling(text: str) -> Scaling:
     if kind is ScalingKind.STATIC and "initial" not in settings:
         raise PolicyError("scaling=static needs its scale; write static(1024)")
     return Scaling(kind=kind, **settings)
+
+
+def parse_products(text: str) -> InputRounding | None:
+    """Return what `text` spells: `none`, `mxfp8`, `e4m3(gradients=e5m2, scale=tensor, history=16)`.
+
+    Raises PolicyError.
+    """
+    match = re.fullmatch(r"([\w-]+)\s*(?:\((.*)\))?", text.strip())
+    if match is None:
+        raise PolicyError(f"unknown products {text!r}; write none, mxfp8 or e4m3(scale=tensor)")
+    if match[1] == "none" and match[2] is None:
+        return None
+    settings: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in (match[2] or "").split(","))):
+        name, _, value = (part.strip() for part in item.partition("="))
+        if name not in _PRODUCT_SETTINGS or not value:
+            raise PolicyError(f"unknown setting {item!r} of products; the settings are {', '.join(_PRODUCT_SETTINGS)}")
+        if name in settings:
+            raise PolicyError(f"setting {name} of products is given twice; leave one out")
+        settings[name] = value
+    try:
+        return InputRounding(
+            inputs=match[1],
+            gradients=settings.get("gradients", ""),
+            scale=settings.get("scale", "none"),
+            history=_whole(settings.get("history", "0")),
+            is_stochastic=_truth(settings.get("stochastic", "false")),
+        )
+    except FormatError as error:
+        raise PolicyError(f"products={text}: {error}") from None
+
+
+_PRODUCT_SETTINGS = ("gradients", "scale", "history", "stochastic")
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise PolicyError(f"history={text!r} of products is no whole number")
+    return int(text)
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise PolicyError(f"stochastic={text!r} of products is refused; write true or false")
+    return text == "true"
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {"scaling": parse_scaling, "products": parse_products}

@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from mezzotint.errors import FormatError, PolicyError
 from mezzotint.formats.catalog import find_format
+from mezzotint.formats.inputs import InputRounding
 from mezzotint.policy.scaling import Scaling
 
 
@@ -27,6 +28,7 @@ class Update(StrEnum):
     KAHAN = "kahan"  # it steps weight + compensation; the rounding error is kept for the next step
 
 
+SAVED_FORMATS = ("float32", "bfloat16")
 FORMAT_AXES = ("params", "compute", "loss", "reduce", "state")
 
 
@@ -36,7 +38,9 @@ class Policy:
 
     Fields: `params` stored weights; `compute` operations that autocast lowers (matmul, convolution, attention);
     `loss` the scalar that backward starts from; `reduce` gradients while they are accumulated and reduced across
-    devices; `state` optimizer states; `scaling` of the loss before backward; `update` how weights are written.
+    devices; `state` optimizer states; `scaling` of the loss before backward; `update` how weights are written;
+    `products` the formats to which linear layers round the inputs of their three products, if any; `saved` the format
+    in which float32 activations wait for backward.
 
     Format fields take a name or alias ("bf16") and keep the full name. Raises PolicyError where fields contradict
     each other; whether a device can run it is another question (`mezzotint.policy.choose`).
@@ -49,6 +53,8 @@ class Policy:
     state: str = "float32"
     scaling: Scaling = field(default_factory=Scaling)
     update: Update = Update.PLAIN
+    products: InputRounding | None = None
+    saved: str = "float32"
 
     def __post_init__(self) -> None:
         """Spell formats in full and refuse contradictions."""
@@ -63,6 +69,11 @@ class Policy:
         if not isinstance(self.scaling, Scaling):
             raise PolicyError(f"scaling must be a Scaling, not {self.scaling!r}; write parse_policy('scaling=...')")
         object.__setattr__(self, "update", _choice(self.update))
+        if self.products is not None and not isinstance(self.products, InputRounding):
+            raise PolicyError(f"products must be an InputRounding or None, not {self.products!r}")
+        object.__setattr__(self, "saved", _format_name("saved", self.saved))
+        if self.saved not in SAVED_FORMATS:
+            raise PolicyError(f"saved={self.saved} is refused; pass {' or '.join(SAVED_FORMATS)}")
         if self.update is Update.PLAIN:
             if self.state != self.params:
                 raise PolicyError(
@@ -85,6 +96,10 @@ class Policy:
         words.append(f"scaling={self.scaling}")
         if self.update is not Update.PLAIN:
             words.append(f"update={self.update}")
+        if self.products is not None:
+            words.append(f"products={self.products}")
+        if self.saved != "float32":
+            words.append(f"saved={self.saved}")
         return ", ".join(words)
 
     @classmethod

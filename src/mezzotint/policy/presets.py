@@ -8,6 +8,13 @@ PRESETS: dict[str, str] = {
     "bf16-stochastic": "params=bfloat16, compute=bfloat16, update=stochastic",
     "bf16-kahan": "params=bfloat16, compute=bfloat16, update=kahan",
     "bf16-pure": "params=bfloat16, compute=bfloat16, reduce=bfloat16, state=bfloat16",
+    "bf16-saved": "compute=float32, saved=bfloat16",
+    "fp16-products": "compute=float32, scaling=dynamic, products=float16",
+    "fp8-mixed": "compute=bfloat16, products=float8_e4m3fn(gradients=float8_e5m2, scale=tensor, history=16)",
+    "fp8-rowwise": "compute=bfloat16, products=float8_e4m3fn(scale=row)",
+    "fp8-blockwise": "compute=bfloat16, products=float8_e4m3fn(scale=block)",
+    "mxfp8": "compute=bfloat16, products=mxfp8_e4m3",
+    "nvfp4": "compute=bfloat16, products=nvfp4(stochastic=true)",
 }
 
 PRESET_NOTES: dict[str, str] = {
@@ -18,4 +25,11 @@ PRESET_NOTES: dict[str, str] = {
     "bf16-stochastic": "bfloat16 weights only, rounded at random so that small updates count on average",
     "bf16-kahan": "bfloat16 weights with a bfloat16 compensation that keeps what rounding dropped",
     "bf16-pure": "bfloat16 weights, gradients and states as plain torch does it; small updates are lost",
+    "bf16-saved": "float32 arithmetic; what waits for backward is kept in bfloat16, for users who want memory only",
+    "fp16-products": "float32, with the inputs of linear layers rounded to float16: a rehearsal of float16 anywhere",
+    "fp8-mixed": "bf16-mixed, and linear layers multiply E4M3 forward and E5M2 gradients under delayed scales",
+    "fp8-rowwise": "bf16-mixed, and linear layers multiply E4M3 with a scale for each row and column",
+    "fp8-blockwise": "bf16-mixed, and linear layers multiply E4M3 with scales of 1x128 and 128x128 blocks",
+    "mxfp8": "bf16-mixed, and linear layers multiply MXFP8 (E4M3 in blocks of 32)",
+    "nvfp4": "bf16-mixed, and linear layers multiply NVFP4, gradients rounded at random",
 }
