@@ -3,8 +3,9 @@
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from mezzotint.formats.catalog import FORMATS
-from mezzotint.policy.policy import Policy, Update
+from mezzotint.formats.catalog import BLOCK_FORMATS, FORMATS
+from mezzotint.formats.inputs import InputRounding, ScaleGroup
+from mezzotint.policy.policy import SAVED_FORMATS, Policy, Update
 from mezzotint.policy.scaling import Scaling, ScalingKind
 
 # a machine shared with other programs makes any single example slow
@@ -53,4 +54,19 @@ def policies(draw):
         state=params if update is Update.PLAIN else "float32",
         scaling=draw(scalings()),
         update=update,
+        products=draw(st.none() | roundings()),
+        saved=draw(st.sampled_from(SAVED_FORMATS)),
+    )
+
+
+@st.composite
+def roundings(draw):
+    """How products round their inputs: every format that they may round to, every scale that fits it."""
+    numbers = [fmt.name for fmt in FORMATS if fmt.bits <= 16 and fmt.is_signed]
+    blocks = [fmt.name for fmt in BLOCK_FORMATS]
+    inputs, gradients = draw(st.sampled_from(numbers + blocks)), draw(st.sampled_from(numbers + blocks))
+    scale = draw(st.sampled_from(ScaleGroup)) if {inputs, gradients} <= set(numbers) else ScaleGroup.NONE
+    history = draw(st.integers(0, 1024)) if scale is ScaleGroup.TENSOR else 0
+    return InputRounding(
+        inputs=inputs, gradients=gradients, scale=scale, history=history, is_stochastic=draw(st.booleans())
     )

@@ -8,6 +8,7 @@ from strategies import UNHURRIED, policies
 
 from mezzotint.errors import PolicyError
 from mezzotint.formats.catalog import FORMATS
+from mezzotint.formats.inputs import InputRounding
 from mezzotint.policy.grammar import parse_policy
 from mezzotint.policy.policy import FORMAT_AXES, POLICY_FIELDS, Policy, Update
 from mezzotint.policy.scaling import Scaling, ScalingKind
@@ -53,6 +54,8 @@ def test_every_field_is_printed_where_it_differs():
         "state": "float32",
         "scaling": Scaling(kind=ScalingKind.STATIC, initial=8),
         "update": Update.MASTER,
+        "products": InputRounding(inputs="e4m3", gradients="e5m2", scale="tensor", history=7, is_stochastic=True),
+        "saved": "bfloat16",
     }
     assert set(other) == set(POLICY_FIELDS)
     policy = Policy(**other)

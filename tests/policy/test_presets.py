@@ -25,7 +25,9 @@ def test_what_the_names_promise():
     assert not parse_policy("float32").is_mixed
     assert parse_policy("fp16-mixed").scaling.kind is ScalingKind.DYNAMIC
     for name in PRESETS:
-        if name.startswith("bf16"):
-            policy = parse_policy(name)
+        policy = parse_policy(name)
+        if name == "bf16-saved":
+            assert not policy.is_mixed
+        elif name.startswith("bf16"):
             assert policy.compute == "bfloat16"
             assert policy.scaling.kind is ScalingKind.NONE

@@ -7,6 +7,7 @@ embedding is with a tied head.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -107,6 +108,8 @@ def _is_emulated(how: InputRounding, facts: DeviceFacts) -> tuple[bool, str]:
 def _convert_by_torchao(modules: Mapping[str, nn.Module], chosen: set[int], how: InputRounding) -> None:
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
-    config: Any = Float8LinearConfig.from_recipe_name(_RECIPES[how.scale, how.gradients])
+    # its rows have scales that are powers of two, which this policy does not ask for
+    recipe: Any = Float8LinearConfig.from_recipe_name(_RECIPES[how.scale, how.gradients])
+    config = replace(recipe, round_scales_to_power_of_2=False)
     for root in modules.values():
         convert_to_float8_training(root, config=config, module_filter_fn=lambda module, _: id(module) in chosen)
