@@ -9,13 +9,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from bounds import assert_rounded_once
+from bounds import assert_rounded_once, laid_out
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mezzotint.formats.inputs import BLOCK, InputRounding
 from mezzotint.kernels.tensors import round_to_blocks
-from mezzotint.lowprec.operands import Operand, Role, largest_magnitude, rounded_operand, scale_for
+from mezzotint.lowprec import packed, rounded_linear
+from mezzotint.lowprec.operands import Operand, largest_magnitude, scale_for
 from mezzotint.lowprec.rounded_linear import RoundedLinear, multiply, round_products
 from mezzotint.policy.grammar import parse_products
 
@@ -111,32 +112,34 @@ def test_products_are_sums_of_rounded_inputs(how: InputRounding, sizes: tuple[in
 def test_blocks_lie_along_the_summed_axis(name: str) -> None:
     how = parse_products(name)
     source = data()[0][0]
-    along = rounded_operand(source, how, 1, Role())
-    across = rounded_operand(source, how, 0, Role())
-    assert torch.equal(along.values, round_to_blocks(source, name, axis=1))
-    assert torch.equal(across.values, round_to_blocks(source, name, axis=0))
+    for axis in (0, 1):
+        values, scale = Operand(source=source, how=how, axis=axis).rounded()
+        assert scale is None
+        assert torch.equal(values, round_to_blocks(source, name, axis=axis))
 
 
 @pytest.mark.parametrize(("axis", "is_weight"), [(0, False), (1, False), (0, True), (1, True)])
 def test_tiles(axis: int, is_weight: bool) -> None:
     """Each tile by itself is a tensor with a scale of its own."""
     source = torch.randn(200, 300) * torch.logspace(-3, 3, 300)
-    got = rounded_operand(source, TILES, axis, Role(is_weight=is_weight)).values
+    got, _ = Operand(source=source, how=TILES, axis=axis, is_weight=is_weight).rounded()
     height = BLOCK if is_weight or axis == 0 else 1
     width = BLOCK if is_weight or axis == 1 else 1
     for top in range(0, 200, max(height, 50)):
         for left in range(0, 300, max(width, 100)):
             tile = source[top : top + height, left : left + width]
-            values, _ = rounded_operand(tile, TENSOR, 1, Role())
-            near = values.double() / scale_for(largest_magnitude(tile), TENSOR.format_of(is_gradient=False)).double()
+            values, scale = Operand(source=tile, how=TENSOR, axis=1).rounded()
+            near = values.double() / scale.double()
             torch.testing.assert_close(got[top : top + height, left : left + width].double(), near, rtol=1e-6, atol=0)
 
 
 def test_a_scale_brings_the_largest_number_to_the_top() -> None:
     fmt = TENSOR.format_of(is_gradient=False)
-    operand = rounded_operand(torch.tensor([[3.0, -6.0], [0.0, 1.0]]), TENSOR, 1, Role())
-    assert operand.values.abs().max() == fmt.max
-    assert rounded_operand(torch.zeros(2, 2), TENSOR, 1, Role()).values.eq(0).all()
+    source = torch.tensor([[3.0, -6.0], [0.0, 1.0]])
+    values, scale = Operand(source=source, how=TENSOR, axis=1).rounded()
+    assert values.abs().max() == fmt.max
+    assert scale == scale_for(largest_magnitude(source), fmt)
+    assert Operand(source=torch.zeros(2, 2), how=TENSOR, axis=1).rounded()[0].eq(0).all()
 
 
 def test_delayed_scales_come_from_past_steps() -> None:
@@ -221,16 +224,50 @@ def test_stochastic_gradients_leave_torchs_generator_alone() -> None:
     assert not torch.equal(first[2], nearest[2])
 
 
-def test_the_packing_kernel_and_torch_multiply_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mezzotint.lowprec import packed, rounded_linear
+SHAPES = [(70, 300, 90), (97, 385, 33), (8, 31, 200), (130, 40, 20)]
 
-    left = rounded_operand(torch.randn(70, 300), ROW, 1, Role())
-    right = rounded_operand(torch.randn(300, 90), ROW, 0, Role())
-    bias = torch.randn(90)
+
+@pytest.mark.parametrize("text", ["e4m3(scale=row)", "e5m2(scale=tensor)", "e4m3", "float16", "bfloat16", "e3m2",
+                                  "mxfp8", "mxfp8_e5m2", "mxfp6", "mxfp4", "nvfp4", "e4m3(scale=block)"])  # fmt: skip
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layout", ["NN", "NT", "TN", "TT"])
+def test_packing_rounds_as_rounding_before_does(
+    text: str, shape: tuple[int, int, int], layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same rounded numbers, so the same sums but for their order in float32."""
+    how = parse_products(text)
+    generator = torch.Generator().manual_seed(0)
+    m, k, n = shape
+    a = laid_out((torch.randn(m, k, generator=generator) * torch.logspace(-3, 2, k)).bfloat16(), layout[0])
+    b = laid_out(torch.randn(k, n, generator=generator), layout[1])
+    bias = torch.randn(n, generator=generator)
+    left, right = Operand(source=a, how=how, axis=1), Operand(source=b, how=how, axis=0)
     monkeypatch.setattr(packed, "SMALLEST", 1)
-    ours = [multiply(left, right, bias, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)]
-    ours.append(multiply(*(Operand(v.t(), f) for v, f in (right, left)), None, torch.float32).t() + bias)
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    ours = [multiply(left, right, bias, dtype) for dtype in dtypes]
+    turned = Operand(source=b.t(), how=how, axis=1), Operand(source=a.t(), how=how, axis=0)
+    ours.append(multiply(*turned, None, torch.float32).t() + bias)
     monkeypatch.setattr(rounded_linear, "product", lambda *_, **__: None)
+    (first, one), (second, other) = left.rounded(), right.rounded()
+    magnitude = first.double().abs() @ second.double().abs()
+    if one is not None and other is not None:
+        magnitude = magnitude / one.double()[:, None] / other.double()
     exact = multiply(left, right, bias, torch.float32)
     for got in ours:
-        torch.testing.assert_close(got.float(), exact, rtol=2 * torch.finfo(got.dtype).eps, atol=1e-4)
+        rounding = 0.0 if got.dtype is torch.float32 else torch.finfo(got.dtype).eps
+        allowed = (k + 8) * 2.0**-23 * (magnitude + bias.abs()) + rounding * exact.abs()
+        assert bool(((got.double() - exact.double()).abs() <= allowed + 1e-7).all())
+
+
+@pytest.mark.parametrize("text", ["e4m3(scale=row)", "e4m3(scale=tensor)", "mxfp8", "float16"])
+def test_packing_keeps_what_is_not_finite(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = parse_products(text)
+    a, b = torch.randn(20, 64), torch.randn(64, 20)
+    a[3, 5], b[7, 11] = float("nan"), float("inf")
+    left, right = Operand(source=a, how=how, axis=1), Operand(source=b, how=how, axis=0)
+    monkeypatch.setattr(packed, "SMALLEST", 1)
+    ours = multiply(left, right, None, torch.float32)
+    monkeypatch.setattr(rounded_linear, "product", lambda *_, **__: None)
+    exact = multiply(left, right, None, torch.float32)
+    assert not ours[3].isfinite().any()
+    assert torch.equal(ours.isfinite(), exact.isfinite())

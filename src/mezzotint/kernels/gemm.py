@@ -11,7 +11,9 @@ last step rounds a tile that is still in cache: no float32 copy of the larger op
 
 The caller makes the smaller operand the right one, swapping both where needed: left times right is then the transpose
 of what is wanted, and each block of sums is transposed before it is stored. An operand has unit stride along one of its
-axes. Sums of at most DEPTH products are added up in float32.
+axes. Where it is to be rounded to a narrower format, that happens to the packed numbers, blocks of MX formats lying
+along K; its scale multiplies them before, and divides the result. Sums of at most DEPTH products are added up in
+float32.
 """
 
 import numpy as np
@@ -20,6 +22,7 @@ from numba import carray
 from mezzotint.kernels.addresses import floats_at, words16_at
 from mezzotint.kernels.compiled import compiled
 from mezzotint.kernels.constants import FLOAT16, FLOAT32
+from mezzotint.kernels.snap import MX_BLOCK, snap_blocks_across, snap_blocks_along, snap_run
 from mezzotint.kernels.team import counter, take_thread, take_unit, task, wait_until
 from mezzotint.kernels.tiles import (
     COLUMNS,
@@ -43,24 +46,34 @@ DEPTH = 384
 ROW_BLOCKS = (96, 48)  # multiples of ROWS and LANES whatever the processor
 COLUMN_BLOCK = 512
 
-# the places of a block's words: four counters, then what the product is of; strides are in elements
+# The places of a block's words: four counters, then what the product is of; strides are in elements. The scale of an
+# operand multiplies the result and its inverse the numbers before they are rounded to the format of the target array;
+# the top of an MX format, the exponent of its largest number, is 1000 where there are no blocks.
 # fmt: off
 (_UNIT, _THREAD, _PACK_UNIT, _PACKED_UNITS,
  _BATCH, _M, _N, _K,
- _LEFT, _LEFT_KIND, _LEFT_BATCH, _LEFT_STRIDE, _LEFT_BY_ROWS, _LEFT_SCALE, _LEFT_SCALE_STEP,
- _RIGHT, _RIGHT_KIND, _RIGHT_BATCH, _RIGHT_STRIDE, _RIGHT_BY_ROWS, _RIGHT_SCALE, _RIGHT_SCALE_STEP,
- _PACKED, _OUT, _OUT_KIND, _OUT_BATCH, _OUT_STRIDE, _IS_TRANSPOSED, _BIAS,
- _SCRATCH, _SCRATCH_BYTES, _ROW_BLOCK, _COLUMN_BLOCK) = range(33)
+ _LEFT, _LEFT_KIND, _LEFT_BATCH, _LEFT_STRIDE, _LEFT_BY_ROWS,
+ _LEFT_SCALE, _LEFT_SCALE_STEP, _LEFT_INVERSE, _LEFT_TARGET, _LEFT_TOP,
+ _RIGHT, _RIGHT_KIND, _RIGHT_BATCH, _RIGHT_STRIDE, _RIGHT_BY_ROWS,
+ _RIGHT_SCALE, _RIGHT_SCALE_STEP, _RIGHT_INVERSE, _RIGHT_TARGET, _RIGHT_TOP,
+ _PACKED, _PACKED_DEPTH, _OUT, _OUT_KIND, _OUT_BATCH, _OUT_STRIDE, _IS_TRANSPOSED, _BIAS,
+ _SCRATCH, _SCRATCH_BYTES, _ROW_BLOCK, _COLUMN_BLOCK) = range(40)
 # fmt: on
-_NUM_WORDS = 33
+_NUM_WORDS = 40
+NO_BLOCKS = 1000
 _take_pack_unit, _add_packed_unit = counter(_PACK_UNIT), counter(_PACKED_UNITS)
 _wait_for_packed = wait_until(_PACKED_UNITS)
 _u32, _f32 = np.uint32, np.float32
 
 
 def packed_floats(batch: int, width: int, depth: int) -> int:
-    """Return how many float32 the packed right operand takes."""
+    """Return how many float32 the packed right operand takes; its depth is `packed_depth` of the true one."""
     return batch * -(-width // COLUMNS) * COLUMNS * depth
+
+
+def packed_depth(depth: int) -> int:
+    """Return the depth that is packed: whole blocks of MX formats."""
+    return -(-depth // MX_BLOCK) * MX_BLOCK
 
 
 def scratch_floats(row_block: int, column_block: int) -> int:
@@ -179,21 +192,56 @@ def _pack_strip(words, unit):
     kind, width, depth, stride = words[_RIGHT_KIND], words[_N], words[_K], words[_RIGHT_STRIDE]
     size = _size(kind)
     num_strips = (width + COLUMNS - 1) // COLUMNS
-    out = words[_PACKED] + 4 * unit * depth * COLUMNS
+    out = words[_PACKED] + 4 * unit * words[_PACKED_DEPTH] * COLUMNS
     first = unit % num_strips * COLUMNS
     columns = min(COLUMNS, width - first)
     right = words[_RIGHT] + size * (unit // num_strips * words[_RIGHT_BATCH])
     if columns < COLUMNS:
         _fill_zeros(out, depth * COLUMNS)
+    _fill_zeros(out + 4 * depth * COLUMNS, (words[_PACKED_DEPTH] - depth) * COLUMNS)
     if words[_RIGHT_BY_ROWS]:
         for k in range(depth):
             _widen_run(kind, right + size * (k * stride + first), out + 4 * k * COLUMNS, columns)
     else:
         _widen_across(kind, right + size * first * stride, stride, out, COLUMNS, columns, depth)
+    target, inverse = words[_RIGHT_TARGET], words[_RIGHT_INVERSE]
+    if target and words[_RIGHT_TOP] != NO_BLOCKS:
+        snap_blocks_across(out, 4 * COLUMNS, COLUMNS, depth, target, words[_RIGHT_TOP])
+    elif target and inverse and words[_RIGHT_SCALE_STEP]:
+        # scales are there for whole strips
+        for k in range(depth):
+            snap_run(out + 4 * k * COLUMNS, COLUMNS, target, _f32(1), inverse + 4 * first)
+    elif target:
+        snap_run(out, depth * COLUMNS, target, _number(FLOAT32, inverse, 0) if inverse else _f32(1), 0)
 
 
 @compiled
-def _sum_block(words, left, packed, rows, columns, rows_at, sums_at):
+def _snap_rows(words, rows_at, first_row, rows, count):
+    """Round the packed rows to the format of the left operand."""
+    target, inverse, step = words[_LEFT_TARGET], words[_LEFT_INVERSE], words[_LEFT_SCALE_STEP]
+    row_block, has_blocks = words[_ROW_BLOCK], words[_LEFT_TOP] != NO_BLOCKS
+    whole = (count + MX_BLOCK - 1) // MX_BLOCK * MX_BLOCK
+    if words[_LEFT_BY_ROWS]:
+        for m in range(rows):
+            run = rows_at + 4 * m * DEPTH
+            if has_blocks:
+                _fill_zeros(run + 4 * count, whole - count)
+                snap_blocks_along(run, count, target, words[_LEFT_TOP])
+            else:
+                scale = _number(FLOAT32, inverse, (first_row + m) * step) if inverse else _f32(1)
+                snap_run(run, count, target, scale, 0)
+    elif has_blocks:
+        _fill_zeros(rows_at + 4 * count * row_block, (whole - count) * row_block)
+        snap_blocks_across(rows_at, 4 * row_block, rows, count, target, words[_LEFT_TOP])
+    else:
+        scale = _number(FLOAT32, inverse, 0) if inverse else _f32(1)
+        for k in range(count):
+            # scales are there for whole vectors
+            snap_run(rows_at + 4 * k * row_block, rows, target, scale, inverse + 4 * first_row if step else 0)
+
+
+@compiled
+def _sum_block(words, left, packed, first_row, rows, columns, rows_at, sums_at):
     """Write left times right for one block, whose rows start at `left` and whose packed strips at `packed`."""
     kind, depth, stride, is_by_rows = words[_LEFT_KIND], words[_K], words[_LEFT_STRIDE], words[_LEFT_BY_ROWS]
     size = _size(kind)
@@ -208,8 +256,10 @@ def _sum_block(words, left, packed, rows, columns, rows_at, sums_at):
         else:
             for k in range(count):
                 _widen_run(kind, left + size * (start + k) * stride, rows_at + 4 * k * row_block, rows)
+        if words[_LEFT_TARGET]:
+            _snap_rows(words, rows_at, first_row, rows, count)
         for strip in range(num_strips):
-            right = packed + 4 * COLUMNS * (strip * depth + start)
+            right = packed + 4 * COLUMNS * (strip * words[_PACKED_DEPTH] + start)
             for panel in range(num_panels):
                 sums = sums_at + 4 * (panel * ROWS * column_block + strip * COLUMNS)
                 if is_by_rows:
@@ -224,13 +274,13 @@ def _sum_block(words, left, packed, rows, columns, rows_at, sums_at):
 def _finish(sums, count, scale, scale_step, other_scale, bias):
     """Turn sums into the result before it is rounded: times the scales of both operands, plus the bias."""
     numbers = carray(floats_at(sums), (count,))
-    if scale:
+    if scale and scale_step:
         factors = carray(floats_at(scale), (count,))
-        if scale_step:
-            for i in range(count):
-                numbers[i] *= factors[i] * other_scale
-        else:
-            factor = _f32(factors[0] * other_scale)
+        for i in range(count):
+            numbers[i] *= factors[i] * other_scale
+    else:
+        factor = _f32(_number(FLOAT32, scale, 0) * other_scale) if scale else other_scale
+        if factor != _f32(1):
             for i in range(count):
                 numbers[i] *= factor
     if bias:
@@ -279,7 +329,7 @@ def _store_columns(words, sums_at, turned_at, spare_at, out, rows, columns, firs
 def product(block):
     """Pack the right operand together with all threads, then compute block after block."""
     words = carray(block, (_NUM_WORDS,))
-    batch, height, width, depth = words[_BATCH], words[_M], words[_N], words[_K]
+    batch, height, width = words[_BATCH], words[_M], words[_N]
     row_block, column_block = words[_ROW_BLOCK], words[_COLUMN_BLOCK]
     num_strips = (width + COLUMNS - 1) // COLUMNS
     while True:
@@ -304,8 +354,8 @@ def product(block):
         first_row, first_column = place % num_row_blocks * row_block, place // num_row_blocks * column_block
         rows, columns = min(row_block, height - first_row), min(column_block, width - first_column)
         left = words[_LEFT] + _size(words[_LEFT_KIND]) * (item * words[_LEFT_BATCH] + first_row * row_words)
-        packed = words[_PACKED] + 4 * COLUMNS * depth * (item * num_strips + first_column // COLUMNS)
-        _sum_block(words, left, packed, rows, columns, rows_at, sums_at)
+        packed = words[_PACKED] + 4 * COLUMNS * words[_PACKED_DEPTH] * (item * num_strips + first_column // COLUMNS)
+        _sum_block(words, left, packed, first_row, rows, columns, rows_at, sums_at)
         size = _size(words[_OUT_KIND])
         out = words[_OUT] + size * item * words[_OUT_BATCH]
         if words[_IS_TRANSPOSED]:

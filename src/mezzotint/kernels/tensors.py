@@ -446,6 +446,11 @@ def _signed(number: int) -> int:
     return number - (1 << 64) if number >> 63 else number
 
 
+def target_address(fmt: FloatFormat, overflow: Overflow) -> int:
+    """Return where the numbers lie that compiled loops round to a format by; they stay there for good."""
+    return _address(_target(fmt, overflow))
+
+
 _arrays: dict[Target, Any] = {}
 
 

@@ -5,7 +5,7 @@ Scratch memory comes from torch, so that memory profilers see it.
 
 from array import array
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,15 +44,15 @@ def product(
     right: Tensor,
     bias: Tensor | None = None,
     *,
-    left_scale: Tensor | None = None,
-    right_scale: Tensor | None = None,
+    left_how: "Snap | None" = None,
+    right_how: "Snap | None" = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor | None:
-    """Return left @ right, times scales, plus bias, summed in float32 and rounded once; None where it is not for us.
+    """Return left @ right, plus bias, summed in float32 and rounded once; None where it is not for us.
 
     `left` is (M, K) or (B, M, K), `right` (K, N) or (B, K, N), each dense along one of the last two axes, of bfloat16,
-    float16 or float32. `left_scale` is float32 of M numbers or one, `right_scale` of N or one, both given or neither;
-    `bias` has N. The result is of `out_dtype`, or the operands' where that is left out.
+    float16 or float32; `bias` has N. `left_how` and `right_how` round the numbers of an operand before they are
+    multiplied. The result is of `out_dtype`, or the operands' where that is left out.
     """
     *batch, height, depth = left.shape
     width = right.shape[-1]
@@ -71,13 +71,15 @@ def product(
     is_swapped = height * SWAP_FROM <= width
     # the tensors behind the addresses have to live until the product is done
     bias = None if bias is None else bias.float().contiguous()
-    first: tuple[int, ...] = (left.data_ptr(), _KINDS[left.dtype], *layouts[0], *_scale(left_scale))
-    second: tuple[int, ...] = (right.data_ptr(), _KINDS[right.dtype], *layouts[1], *_scale(right_scale))
+    kept: list[Tensor] = []
+    first: tuple[int, ...] = (left.data_ptr(), _KINDS[left.dtype], *layouts[0], *_snapped(gemm, left_how, kept))
+    second: tuple[int, ...] = (right.data_ptr(), _KINDS[right.dtype], *layouts[1], *_snapped(gemm, right_how, kept))
     if is_swapped:
         # out^T = right^T left^T: what was stored by rows is now by columns
         height, width = width, height
         first, second = _turned(second), _turned(first)
-    packed_floats = gemm.packed_floats(count, width, depth)
+    packed_depth = depth if left_how is None is right_how else gemm.packed_depth(depth)
+    packed_floats = gemm.packed_floats(count, width, packed_depth)
     if packed_floats > LARGEST_PACKED_FLOATS:
         return None
     row_block, column_block = _blocks(gemm, count, height, width, num_threads)
@@ -87,7 +89,7 @@ def product(
     block = array(
         "q",
         (
-            *(0, 0, 0, 0, count, height, width, depth, *first, *second, packed),
+            *(0, 0, 0, 0, count, height, width, depth, *first, *second, packed, packed_depth),
             *(out.data_ptr(), _KINDS[dtype], out.stride(0) if batch else 0, out.shape[-1], is_swapped),
             *(0 if bias is None else bias.data_ptr(), packed + 4 * packed_floats, 4 * scratch_floats),
             *(row_block, column_block),
@@ -97,15 +99,37 @@ def product(
     return out
 
 
-def _scale(scale: Tensor | None) -> tuple[int, int]:
-    """Return where an operand's scales are, and whether there is one for each row or column."""
-    return (0, 0) if scale is None else (scale.data_ptr(), int(scale.numel() > 1))
+class Snap(NamedTuple):
+    """How the numbers of an operand are rounded while they are packed, to nearest even.
+
+    `target` is the address of the format's array, or 0 for no rounding; `top` the exponent of the largest number of an
+    MX format, whose blocks lie along the summed axis. `scale`, float32, multiplies the numbers before, and divides the
+    result: one for all, or one for each row of a left operand or column of a right one.
+    """
+
+    target: int
+    top: int | None = None
+    scale: Tensor | None = None
+
+
+def _snapped(gemm: Any, how: Snap | None, kept: list[Tensor]) -> tuple[int, ...]:
+    """Return the words of an operand's rounding; tensors behind addresses go into `kept`."""
+    if how is None:
+        return 0, 0, 0, 0, gemm.NO_BLOCKS
+    top = gemm.NO_BLOCKS if how.top is None else how.top
+    if how.scale is None:
+        return 0, 0, 0, how.target, top
+    before, after = how.scale, how.scale.reciprocal()
+    if how.target and before.numel() > 1:
+        before = torch.nn.functional.pad(before, (0, gemm.COLUMNS))  # read in whole vectors
+    kept += (before, after)
+    return after.data_ptr(), int(after.numel() > 1), before.data_ptr(), how.target, top
 
 
 def _turned(operand: tuple[int, ...]) -> tuple[int, ...]:
     """Return an operand's words for its transpose."""
-    address, kind, batch, stride, is_by_rows, *scale = operand
-    return address, kind, batch, stride, 1 - is_by_rows, *scale
+    address, kind, batch, stride, is_by_rows, *how = operand
+    return address, kind, batch, stride, 1 - is_by_rows, *how
 
 
 def _blocks(gemm: Any, count: int, height: int, width: int, num_threads: int) -> tuple[int, int]:

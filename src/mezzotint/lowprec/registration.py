@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mezzotint.lowprec import attention, convolution, products
+from mezzotint.lowprec import attention, convolution, products, recurrent
 
 _libraries: list[torch.library.Library] = []
 _registered: set[str] = set()
@@ -20,7 +20,7 @@ _CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 def register() -> None:
     """Register the kernels of all operations but the `out=` overloads."""
-    rooms = (products, attention, convolution)
+    rooms = (products, attention, convolution, recurrent)
     _register("operations", (name for room in rooms for name in room.ORIGINALS), *(room.kernels for room in rooms))
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mezzotint.formats.inputs import InputRounding, ScaleGroup
-from mezzotint.lowprec.operands import Operand, Role, largest_magnitude, rounded_operand
-from mezzotint.lowprec.packed import product
+from mezzotint.lowprec.operands import Operand, largest_magnitude
+from mezzotint.lowprec.packed import Snap, product
 
 INPUTS, WEIGHT, GRADIENT = range(3)
 
@@ -82,9 +82,9 @@ class _Products(torch.autograd.Function):
             _magnitude(how, magnitudes, WEIGHT, weight, is_noted=is_noted),
         ]
         with torch.autocast(inputs.device.type, enabled=False):
-            left = rounded_operand(flat, how, 1, Role(), past[INPUTS])
-            right = rounded_operand(weight.detach(), how, 1, Role(is_weight=True), past[WEIGHT])
-            out = multiply(left, _transposed(right), bias, inputs.dtype)
+            left = Operand(source=flat, how=how, axis=1, magnitude=past[INPUTS])
+            right = Operand(source=weight.t(), how=how, axis=0, is_weight=True, magnitude=past[WEIGHT])
+            out = multiply(left, right, bias, inputs.dtype)
         ctx.save_for_backward(inputs, weight, *(m for m in past if m is not None))
         ctx.how, ctx.magnitudes, ctx.bias_dtype = how, magnitudes, None if bias is None else bias.dtype
         return out.view(*inputs.shape[:-1], weight.shape[0])
@@ -102,37 +102,42 @@ class _Products(torch.autograd.Function):
         with torch.autocast(inputs.device.type, enabled=False):
             seed = _seed(grad) if how.is_stochastic else 0
             if needs_inputs:
-                left = rounded_operand(grad, how, 1, Role(is_gradient=True, seed=seed), of_grad)
-                right = rounded_operand(weight.detach(), how, 0, Role(is_weight=True), of_weight)
+                left = Operand(source=grad, how=how, axis=1, is_gradient=True, magnitude=of_grad, seed=seed)
+                right = Operand(source=weight, how=how, axis=0, is_weight=True, magnitude=of_weight)
                 grad_inputs = multiply(left, right, None, inputs.dtype).view_as(inputs)
             if needs_weight:
-                left = rounded_operand(grad, how, 0, Role(is_gradient=True, seed=seed + 1), of_grad)
-                right = rounded_operand(flat, how, 0, Role(), of_inputs)
-                grad_weight = multiply(_transposed(left), right, None, inputs.dtype).to(weight.dtype)
+                left = Operand(source=grad.t(), how=how, axis=1, is_gradient=True, magnitude=of_grad, seed=seed + 1)
+                right = Operand(source=flat, how=how, axis=0, magnitude=of_inputs)
+                grad_weight = multiply(left, right, None, inputs.dtype).to(weight.dtype)
             grad_bias = grad.sum(0, dtype=torch.float32).to(ctx.bias_dtype) if needs_bias else None
         return grad_inputs, grad_weight, grad_bias, None, None, None
 
 
 def multiply(left: Operand, right: Operand, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return the product of operands (M, K) and (K, N), summed in float32 and rounded once to `dtype`."""
-    if left.values.is_cpu:
-        made = product(
-            left.values, right.values, bias, left_scale=left.factor, right_scale=right.factor, out_dtype=dtype
-        )
+    """Return the product of rounded operands (M, K) and (K, N), summed in float32 and rounded once to `dtype`."""
+    if left.source.is_cpu:
+        # rounded while they are packed, or before where packing cannot
+        (first, first_how), (second, second_how) = (_for_packing(operand) for operand in (left, right))
+        made = product(first, second, bias, left_how=first_how, right_how=second_how, out_dtype=dtype)
         if made is not None:
             return made
-    out = left.values.float() @ right.values.float()
-    if left.factor is not None:
-        out *= left.factor.view(-1, 1)
-    if right.factor is not None:
-        out *= right.factor
+    (first, first_scale), (second, second_scale) = left.rounded(), right.rounded()
+    out = first.float() @ second.float()
+    if first_scale is not None:
+        out *= first_scale.reciprocal()[:, None]
+    if second_scale is not None:
+        out *= second_scale.reciprocal()
     if bias is not None:
         out += bias
     return out.to(dtype)
 
 
-def _transposed(operand: Operand) -> Operand:
-    return Operand(operand.values.t(), operand.factor)
+def _for_packing(operand: Operand) -> tuple[Tensor, Snap]:
+    how = operand.snap()
+    if how is not None:
+        return operand.source.detach(), how
+    values, scale = operand.rounded()
+    return values, Snap(0, None, scale)
 
 
 def _seed(source: Tensor) -> int:
