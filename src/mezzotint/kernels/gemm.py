@@ -19,9 +19,10 @@ float32.
 import numpy as np
 from numba import carray
 
-from mezzotint.kernels.addresses import floats_at, words16_at
+from mezzotint.kernels.addresses import floats_at
 from mezzotint.kernels.compiled import compiled
 from mezzotint.kernels.constants import FLOAT16, FLOAT32
+from mezzotint.kernels.runs import fill_zeros, narrow_run, number_at, size_of, widen_run
 from mezzotint.kernels.snap import MX_BLOCK, snap_blocks_across, snap_blocks_along, snap_run
 from mezzotint.kernels.team import counter, take_thread, take_unit, task, wait_until
 from mezzotint.kernels.tiles import (
@@ -30,17 +31,10 @@ from mezzotint.kernels.tiles import (
     ROWS,
     multiply_by_columns,
     multiply_by_rows,
-    narrow_bfloat16,
-    narrow_float16,
-    narrow_float32,
     transpose_bfloat16,
     transpose_float16,
     transpose_float32,
-    widen_bfloat16,
-    widen_float16,
-    widen_float32,
 )
-from mezzotint.kernels.words import as_float, bfloat16_bits, float16_bits
 
 DEPTH = 384
 ROW_BLOCKS = (96, 48)  # multiples of ROWS and LANES whatever the processor
@@ -63,7 +57,7 @@ _NUM_WORDS = 40
 NO_BLOCKS = 1000
 _take_pack_unit, _add_packed_unit = counter(_PACK_UNIT), counter(_PACKED_UNITS)
 _wait_for_packed = wait_until(_PACKED_UNITS)
-_u32, _f32 = np.uint32, np.float32
+_f32 = np.float32
 
 
 def packed_floats(batch: int, width: int, depth: int) -> int:
@@ -82,21 +76,6 @@ def scratch_floats(row_block: int, column_block: int) -> int:
 
 
 @compiled
-def _size(kind):
-    return 4 if kind == FLOAT32 else 2
-
-
-@compiled
-def _widen(kind, source, out):
-    if kind == FLOAT16:
-        widen_float16(source, out)
-    elif kind == FLOAT32:
-        widen_float32(source, out)
-    else:
-        widen_bfloat16(source, out)
-
-
-@compiled
 def _transpose(kind, source, source_bytes, out, out_bytes):
     if kind == FLOAT16:
         transpose_float16(source, source_bytes, out, out_bytes)
@@ -107,45 +86,9 @@ def _transpose(kind, source, source_bytes, out, out_bytes):
 
 
 @compiled
-def _narrow(kind, source, out):
-    if kind == FLOAT16:
-        narrow_float16(source, out)
-    elif kind == FLOAT32:
-        narrow_float32(source, out)
-    else:
-        narrow_bfloat16(source, out)
-
-
-@compiled
-def _widen_run(kind, source, out, count):
-    """Write `count` words at `source` as float32 at `out`."""
-    size = _size(kind)
-    whole = count - count % LANES
-    for i in range(0, whole, LANES):
-        _widen(kind, source + size * i, out + 4 * i)
-    if whole < count:
-        if count >= LANES:  # the last vector overlaps the one before
-            last = count - LANES
-            _widen(kind, source + size * last, out + 4 * last)
-        else:
-            numbers = carray(floats_at(out), (count,))
-            for i in range(count):
-                numbers[i] = _number(kind, source, i)
-
-
-@compiled
-def _number(kind, source, index):
-    """Return one word as float32."""
-    if kind == FLOAT32:
-        return carray(floats_at(source), (index + 1,))[index]
-    word = _u32(carray(words16_at(source), (index + 1,))[index])
-    return as_float(float16_bits(word) if kind == FLOAT16 else bfloat16_bits(word))
-
-
-@compiled
 def _widen_across(kind, source, stride, out, out_stride, rows, columns):
     """Write the words at source[i * stride + j], i < rows, j < columns, as float32 at out[j * out_stride + i]."""
-    size = _size(kind)
+    size = size_of(kind)
     whole_rows, whole_columns = rows - rows % LANES, columns - columns % LANES
     for i in range(0, whole_rows, LANES):
         for j in range(0, whole_columns, LANES):
@@ -156,52 +99,25 @@ def _widen_across(kind, source, stride, out, out_stride, rows, columns):
         if first < columns:
             numbers = carray(floats_at(out + 4 * i), ((columns - 1) * out_stride + 1,))
             for j in range(first, columns):
-                numbers[j * out_stride] = _number(kind, source + size * i * stride, j)
-
-
-@compiled
-def _fill_zeros(out, count):
-    numbers = carray(floats_at(out), (count,))
-    for i in range(count):
-        numbers[i] = _f32(0)
-
-
-@compiled
-def _narrow_run(kind, source, out, count, spare):
-    """Write `count` float32 at `source`, rounded to nearest even, as words at `out`.
-
-    Where there are less than a vector, a whole one is read all the same, and goes through the memory at `spare`.
-    """
-    size = _size(kind)
-    whole = count - count % LANES
-    for i in range(0, whole, LANES):
-        _narrow(kind, source + 4 * i, out + size * i)
-    if whole < count:
-        last = count - LANES
-        _narrow(kind, source + 4 * max(last, 0), out + size * last if last >= 0 else spare)
-        if count < LANES:
-            halves = count * size // 2
-            words, rounded = carray(words16_at(out), (halves,)), carray(words16_at(spare), (halves,))
-            for i in range(halves):
-                words[i] = rounded[i]
+                numbers[j * out_stride] = number_at(kind, source + size * i * stride, j)
 
 
 @compiled
 def _pack_strip(words, unit):
     """Pack one strip of the right operand, out[k * COLUMNS + n], with zeros beyond the last column."""
     kind, width, depth, stride = words[_RIGHT_KIND], words[_N], words[_K], words[_RIGHT_STRIDE]
-    size = _size(kind)
+    size = size_of(kind)
     num_strips = (width + COLUMNS - 1) // COLUMNS
     out = words[_PACKED] + 4 * unit * words[_PACKED_DEPTH] * COLUMNS
     first = unit % num_strips * COLUMNS
     columns = min(COLUMNS, width - first)
     right = words[_RIGHT] + size * (unit // num_strips * words[_RIGHT_BATCH])
     if columns < COLUMNS:
-        _fill_zeros(out, depth * COLUMNS)
-    _fill_zeros(out + 4 * depth * COLUMNS, (words[_PACKED_DEPTH] - depth) * COLUMNS)
+        fill_zeros(out, depth * COLUMNS)
+    fill_zeros(out + 4 * depth * COLUMNS, (words[_PACKED_DEPTH] - depth) * COLUMNS)
     if words[_RIGHT_BY_ROWS]:
         for k in range(depth):
-            _widen_run(kind, right + size * (k * stride + first), out + 4 * k * COLUMNS, columns)
+            widen_run(kind, right + size * (k * stride + first), out + 4 * k * COLUMNS, columns)
     else:
         _widen_across(kind, right + size * first * stride, stride, out, COLUMNS, columns, depth)
     target, inverse = words[_RIGHT_TARGET], words[_RIGHT_INVERSE]
@@ -212,7 +128,7 @@ def _pack_strip(words, unit):
         for k in range(depth):
             snap_run(out + 4 * k * COLUMNS, COLUMNS, target, _f32(1), inverse + 4 * first)
     elif target:
-        snap_run(out, depth * COLUMNS, target, _number(FLOAT32, inverse, 0) if inverse else _f32(1), 0)
+        snap_run(out, depth * COLUMNS, target, number_at(FLOAT32, inverse, 0) if inverse else _f32(1), 0)
 
 
 @compiled
@@ -225,16 +141,16 @@ def _snap_rows(words, rows_at, first_row, rows, count):
         for m in range(rows):
             run = rows_at + 4 * m * DEPTH
             if has_blocks:
-                _fill_zeros(run + 4 * count, whole - count)
+                fill_zeros(run + 4 * count, whole - count)
                 snap_blocks_along(run, count, target, words[_LEFT_TOP])
             else:
-                scale = _number(FLOAT32, inverse, (first_row + m) * step) if inverse else _f32(1)
+                scale = number_at(FLOAT32, inverse, (first_row + m) * step) if inverse else _f32(1)
                 snap_run(run, count, target, scale, 0)
     elif has_blocks:
-        _fill_zeros(rows_at + 4 * count * row_block, (whole - count) * row_block)
+        fill_zeros(rows_at + 4 * count * row_block, (whole - count) * row_block)
         snap_blocks_across(rows_at, 4 * row_block, rows, count, target, words[_LEFT_TOP])
     else:
-        scale = _number(FLOAT32, inverse, 0) if inverse else _f32(1)
+        scale = number_at(FLOAT32, inverse, 0) if inverse else _f32(1)
         for k in range(count):
             # scales are there for whole vectors
             snap_run(rows_at + 4 * k * row_block, rows, target, scale, inverse + 4 * first_row if step else 0)
@@ -244,7 +160,7 @@ def _snap_rows(words, rows_at, first_row, rows, count):
 def _sum_block(words, left, packed, first_row, rows, columns, rows_at, sums_at):
     """Write left times right for one block, whose rows start at `left` and whose packed strips at `packed`."""
     kind, depth, stride, is_by_rows = words[_LEFT_KIND], words[_K], words[_LEFT_STRIDE], words[_LEFT_BY_ROWS]
-    size = _size(kind)
+    size = size_of(kind)
     row_block, column_block = words[_ROW_BLOCK], words[_COLUMN_BLOCK]
     num_panels, num_strips = (rows + ROWS - 1) // ROWS, (columns + COLUMNS - 1) // COLUMNS
     for start in range(0, depth, DEPTH):
@@ -252,10 +168,10 @@ def _sum_block(words, left, packed, first_row, rows, columns, rows_at, sums_at):
         # what a panel holds beyond the last row is multiplied and never stored, so it may be anything
         if is_by_rows:
             for m in range(rows):
-                _widen_run(kind, left + size * (m * stride + start), rows_at + 4 * m * DEPTH, count)
+                widen_run(kind, left + size * (m * stride + start), rows_at + 4 * m * DEPTH, count)
         else:
             for k in range(count):
-                _widen_run(kind, left + size * (start + k) * stride, rows_at + 4 * k * row_block, rows)
+                widen_run(kind, left + size * (start + k) * stride, rows_at + 4 * k * row_block, rows)
         if words[_LEFT_TARGET]:
             _snap_rows(words, rows_at, first_row, rows, count)
         for strip in range(num_strips):
@@ -279,7 +195,7 @@ def _finish(sums, count, scale, scale_step, other_scale, bias):
         for i in range(count):
             numbers[i] *= factors[i] * other_scale
     else:
-        factor = _f32(_number(FLOAT32, scale, 0) * other_scale) if scale else other_scale
+        factor = _f32(number_at(FLOAT32, scale, 0) * other_scale) if scale else other_scale
         if factor != _f32(1):
             for i in range(count):
                 numbers[i] *= factor
@@ -299,20 +215,20 @@ def _scale_of(words, place, index):
 @compiled
 def _store_rows(words, sums_at, spare_at, out, rows, columns, first_row, first_column):
     kind, column_block = words[_OUT_KIND], words[_COLUMN_BLOCK]
-    size, step = _size(kind), words[_RIGHT_SCALE_STEP]
+    size, step = size_of(kind), words[_RIGHT_SCALE_STEP]
     scale = words[_RIGHT_SCALE] + 4 * first_column * step if words[_RIGHT_SCALE] else 0
     bias = words[_BIAS] + 4 * first_column if words[_BIAS] else 0
     for m in range(rows):
         sums = sums_at + 4 * m * column_block
         _finish(sums, columns, scale, step, _scale_of(words, _LEFT_SCALE, first_row + m), bias)
-        _narrow_run(kind, sums, out + size * m * words[_OUT_STRIDE], columns, spare_at)
+        narrow_run(kind, sums, out + size * m * words[_OUT_STRIDE], columns, spare_at)
 
 
 @compiled
 def _store_columns(words, sums_at, turned_at, spare_at, out, rows, columns, first_row, first_column):
     """Store the transpose: a column of sums becomes a row of `out`."""
     kind, column_block = words[_OUT_KIND], words[_COLUMN_BLOCK]
-    size, step = _size(kind), words[_LEFT_SCALE_STEP]
+    size, step = size_of(kind), words[_LEFT_SCALE_STEP]
     scale = words[_LEFT_SCALE] + 4 * first_row * step if words[_LEFT_SCALE] else 0
     bias = words[_BIAS] + 4 * first_row if words[_BIAS] else 0
     width = words[_ROW_BLOCK] + LANES
@@ -322,7 +238,7 @@ def _store_columns(words, sums_at, turned_at, spare_at, out, rows, columns, firs
         for i in range(min(LANES, columns - n)):
             turned = turned_at + 4 * i * width
             _finish(turned, rows, scale, step, _scale_of(words, _RIGHT_SCALE, first_column + n + i), bias)
-            _narrow_run(kind, turned, out + size * (n + i) * words[_OUT_STRIDE], rows, spare_at)
+            narrow_run(kind, turned, out + size * (n + i) * words[_OUT_STRIDE], rows, spare_at)
 
 
 @task
@@ -353,10 +269,10 @@ def product(block):
         item, place = unit // num_blocks, unit % num_blocks
         first_row, first_column = place % num_row_blocks * row_block, place // num_row_blocks * column_block
         rows, columns = min(row_block, height - first_row), min(column_block, width - first_column)
-        left = words[_LEFT] + _size(words[_LEFT_KIND]) * (item * words[_LEFT_BATCH] + first_row * row_words)
+        left = words[_LEFT] + size_of(words[_LEFT_KIND]) * (item * words[_LEFT_BATCH] + first_row * row_words)
         packed = words[_PACKED] + 4 * COLUMNS * words[_PACKED_DEPTH] * (item * num_strips + first_column // COLUMNS)
         _sum_block(words, left, packed, first_row, rows, columns, rows_at, sums_at)
-        size = _size(words[_OUT_KIND])
+        size = size_of(words[_OUT_KIND])
         out = words[_OUT] + size * item * words[_OUT_BATCH]
         if words[_IS_TRANSPOSED]:
             out += size * (first_column * words[_OUT_STRIDE] + first_row)
