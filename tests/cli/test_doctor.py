@@ -89,6 +89,7 @@ def test_the_true_machine_in_one_json_object(monkeypatch):
     assert by_format["bfloat16"]["measured_ratio"] > 0
     assert set(by_format["bfloat16"]["measured_ratios"]) == set(LAYOUTS)
     assert cpu["copy_bytes_per_second"] > 0
+    assert [choice["format"] for choice in cpu["kernels"]] == ["bfloat16", "float16"]
     assert found["setup"]["torch_version"] == torch.__version__
     assert parse_policy(found["policy"]["value"])
     assert found["policy"]["reasons"]
@@ -105,6 +106,17 @@ def test_findings_have_the_shape_of_the_contract(measured):
     for finding in found["findings"]:
         assert set(finding) == {f.name for f in dataclasses.fields(Finding)}
         assert re.fullmatch(r"MZ3\d\d", finding["code"])
+
+
+def test_a_cpu_says_whose_kernels_compute_16_bits(measured, monkeypatch):
+    monkeypatch.delenv("MEZZOTINT_LOWPREC", raising=False)
+    measured["cpu"] = {"float32": 1.0, "bfloat16": 0.5, "float16": 60.0}
+    kernels = {choice["format"]: choice for choice in report()[1]["devices"][0]["kernels"]}
+    assert kernels["bfloat16"]["path"] == "stock"
+    assert kernels["float16"]["path"] in ("packed", "upcast")
+    text = " ".join(run().stdout.split())
+    assert "bfloat16 training by torch's kernels" in text
+    assert "float16 training by mezzotint's kernels: torch's float16 matmul takes up to 60 times" in text
 
 
 def test_a_clean_machine_exits_with_0(measured, monkeypatch):

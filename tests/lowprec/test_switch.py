@@ -3,8 +3,14 @@
 The kernels are forced on for both formats, so that the tests mean the same on every CPU.
 """
 
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +23,9 @@ import mezzotint as mz
 from mezzotint.errors import ConfigError
 from mezzotint.hardware.support import FormatSupport, Support
 from mezzotint.hardware.timings import MatmulTimings
-from mezzotint.lowprec import switch
+from mezzotint.lowprec import calls, switch
+from mezzotint.lowprec.calls import call_counts
+from mezzotint.lowprec.choice import Path as KernelPath
 
 DTYPES = [torch.bfloat16, torch.float16]
 
@@ -247,3 +255,137 @@ def test_a_machine_too_busy_to_measure_is_judged_by_its_flags(
     choice = switch.choice_for("bfloat16")
     assert choice.path == path
     assert "too busy to measure" in choice.reason
+
+
+def test_an_interrupt_inside_closes_the_gate() -> None:
+    with pytest.raises(KeyboardInterrupt), mz.fast_cpu():
+        raise KeyboardInterrupt
+    assert not switch.is_active("bfloat16")
+
+
+def test_outside_the_context_results_are_torchs_own() -> None:
+    left, right = torch.randn(70, 90).bfloat16(), torch.randn(90, 40).bfloat16()
+    image, weight = torch.randn(1, 4, 9, 9).half(), torch.randn(4, 4, 3, 3).half()
+    stock = left @ right, F.conv2d(image, weight)
+    with mz.fast_cpu():
+        left @ right
+    before = call_counts()
+    after = left @ right, F.conv2d(image, weight)
+    assert call_counts() == before
+    assert all(torch.equal(a, b) for a, b in zip(stock, after, strict=True))
+
+
+@pytest.mark.parametrize("name", ["mm", "bmm", "addmm", "baddbmm"])
+def test_out_overloads_serve_compiled_graphs(name: str) -> None:
+    """What a compiled graph calls, called by hand: compiling takes a C++ compiler and a quarter of a minute."""
+    left, right = torch.randn(64, 128).bfloat16(), torch.randn(128, 96).bfloat16()
+    operands = [left, right] if name in ("mm", "bmm") else [torch.randn(96).bfloat16(), left, right]
+    if name in ("bmm", "baddbmm"):
+        operands[-2:] = [left[None], right[None]]
+    plain = getattr(torch, name)
+    gate = mz.fast_cpu(compiled=True)
+    expected = plain(*(t.float() for t in operands))
+    shape = (1, 64, 96) if expected.dim() == 3 else (64, 96)
+    with gate:
+        out = torch.empty(shape, dtype=torch.bfloat16)
+        assert plain(*operands, out=out) is out
+        columns = torch.empty(*shape[:-2], 96, 64, dtype=torch.bfloat16).mT
+        plain(*operands, out=columns)
+        wide = plain(*(t.float() for t in operands), out=torch.empty(0))
+    torch.testing.assert_close(out, expected.bfloat16(), rtol=2**-8, atol=1e-5)
+    assert torch.equal(out, columns)
+    assert torch.equal(wide, expected)
+    # outside the gate, the original
+    torch.testing.assert_close(plain(*operands, out=torch.empty_like(out)), out, rtol=2**-7, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler here")
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model() -> None:
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 32))
+    x = torch.randn(256, 64)
+
+    def run(model: nn.Module) -> list[Tensor]:
+        with mz.fast_cpu(compiled=True):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                out = model(x)
+            grads = torch.autograd.grad(out.float().square().sum(), list(layer.parameters()))
+        return [out.detach().float(), *grads]
+
+    eager = run(layer)
+    before = call_counts()
+    compiled = run(torch.compile(layer))
+    counted = {key for key, value in call_counts().items() if value > before.get(key, 0)}
+    assert {name for name, _ in counted} & {"mm.out", "addmm.out", "mm", "addmm"}
+    for one, other in zip(compiled, eager, strict=True):
+        assert float((one - other).norm() / other.norm()) < 0.02
+
+
+DDP = """
+import os, sys
+import torch, torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+import mezzotint as mz
+from mezzotint.lowprec.calls import call_counts
+
+rank, port = int(sys.argv[1]), sys.argv[2]
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), WORLD_SIZE="2")
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 8))
+x = torch.randn(2, 64, 32)
+parallel = DistributedDataParallel(model)
+with mz.fast_cpu():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = parallel(x[rank]).float().square().mean()
+    loss.backward()
+    grads = [p.grad.clone() for p in model.parameters()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        whole = sum(model(part).float().square().mean() for part in x) / 2
+    expected = torch.autograd.grad(whole, list(model.parameters()))
+assert any(path != "stock" for (_, path), number in call_counts().items() if number)
+for one, other in zip(grads, expected):
+    assert float((one - other).norm() / other.norm()) < 0.02
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(DDP)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    workers = [
+        subprocess.Popen([sys.executable, str(script), str(rank), port], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors
+
+
+def test_spawned_loader_workers() -> None:
+    loader = torch.utils.data.DataLoader(Products(), num_workers=1, multiprocessing_context="spawn", timeout=60)
+    assert [batch.sum().item() for batch in loader] == [64.0**3, 64.0**3]
+
+
+def test_what_falls_back_is_counted_and_told_once() -> None:
+    calls._told.discard("aten::_grouped_mm")
+    a, b = torch.randn(16, 16).bfloat16(), torch.randn(2, 16, 16).bfloat16()
+    ends = torch.tensor([8, 16], dtype=torch.int32)
+    key = ("aten::_grouped_mm", KernelPath.STOCK)
+    before = call_counts().get(key, 0)
+    with mz.fast_cpu():
+        with (
+            pytest.warns(UserWarning, match="_grouped_mm runs on torch's own kernel"),
+            contextlib.suppress(RuntimeError),
+        ):
+            torch._grouped_mm(a, b, offs=ends, bias=torch.zeros(2, 16).bfloat16())
+        with contextlib.suppress(RuntimeError):
+            torch._grouped_mm(a, b, offs=ends, bias=torch.zeros(2, 16).bfloat16())
+    assert call_counts()[key] == before + 2

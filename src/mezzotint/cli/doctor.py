@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mezzotint.hardware.setup import TorchSetup
     from mezzotint.hardware.support import DeviceFacts, FormatSupport
     from mezzotint.hardware.timings import MatmulTimings
+    from mezzotint.lowprec.choice import KernelChoice
     from mezzotint.policy.decision import Decision
     from mezzotint.policy.policy import Policy
 
@@ -30,12 +31,16 @@ DeviceOption = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examined:
-    """One device after the examination; timings and bandwidth are None where it could not be measured."""
+    """One device after the examination; timings and bandwidth are None where it could not be measured.
+
+    `kernels` says for a CPU whose kernels compute the 16-bit formats under `fast_cpu`, torch's or mezzotint's.
+    """
 
     facts: "DeviceFacts"
     timings: "MatmulTimings | None"
     copy_bytes_per_second: float | None
     formats: "tuple[FormatSupport, ...]"
+    kernels: "tuple[KernelChoice, ...]" = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +118,14 @@ def _examine(facts: "DeviceFacts") -> Examined:
         timings=timings,
         copy_bytes_per_second=bandwidth,
         formats=support_table(facts, timings),
+        kernels=_kernels(facts, timings),
     )
+
+
+def _kernels(facts: "DeviceFacts", timings: "MatmulTimings | None") -> "tuple[KernelChoice, ...]":
+    from mezzotint.lowprec.switch import preview
+
+    return preview(timings) if facts.kind == "cpu" and timings is not None else ()
 
 
 def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -134,6 +146,7 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
                 ],
                 "matmul": None if timings is None else asdict(timings),
                 "copy_bytes_per_second": examined.copy_bytes_per_second,
+                "kernels": [{**asdict(choice), "ratios": dict(choice.ratios)} for choice in examined.kernels],
             }
         )
     return {
@@ -151,7 +164,7 @@ def render(diagnosis: Diagnosis) -> "list[RenderableType]":
 
     parts: list[RenderableType] = []
     for examined in diagnosis.devices:
-        parts += [_heading(examined), _format_table(examined), Text()]
+        parts += [_heading(examined), _format_table(examined), Text(), *_kernel_lines(examined.kernels), Text()]
     parts += [_setup_lines(diagnosis), Text(), *_policy_lines(diagnosis), Text(), *_finding_lines(diagnosis.findings)]
     return parts
 
@@ -213,6 +226,13 @@ def _format_table(examined: Examined) -> "Table":
         table.caption = f"matmul {timings.m}x{timings.n}x{timings.k}, the slowest of layouts NT, NN, TN"
         table.caption_justify = "left"
     return table
+
+
+def _kernel_lines(kernels: "Sequence[KernelChoice]") -> "list[RenderableType]":
+    from mezzotint.lowprec.choice import Path
+
+    by = {Path.STOCK: "torch's kernels", Path.UPCAST: "mezzotint's kernels", Path.PACKED: "mezzotint's kernels"}
+    return [_item("-", f"{choice.format} training by {by[choice.path]}: {choice.reason}") for choice in kernels]
 
 
 def _setup_lines(diagnosis: Diagnosis) -> "RenderableType":

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.lowprec.calls import count
+from mezzotint.lowprec.calls import count, fall_back
 from mezzotint.lowprec.choice import Path
 from mezzotint.lowprec.gate import is_ours, packs
 from mezzotint.lowprec.packed import product
@@ -128,7 +128,10 @@ def _grouped(original: Kernel, multiply: Kernel) -> Kernel:
         out_dtype: torch.dtype | None = None,
     ) -> Tensor:
         dtype = left.dtype
-        if not (is_ours(dtype) and right.dtype is dtype and out_dtype in (None, dtype) and bias is None):
+        if not (is_ours(dtype) and right.dtype is dtype):
+            return original(left, right, offs, bias, out_dtype)  # type: ignore[no-any-return]
+        if bias is not None or out_dtype not in (None, dtype):
+            fall_back("aten::_grouped_mm", "ours takes no bias and gives no other dtype")
             return original(left, right, offs, bias, out_dtype)  # type: ignore[no-any-return]
         if left.dim() == 3 == right.dim():
             return torch.bmm(left, right)

@@ -18,6 +18,7 @@ from mezzotint.errors import ConfigError
 from mezzotint.hardware.measure import measure_matmul
 from mezzotint.hardware.probe import probe
 from mezzotint.hardware.support import Support, format_support
+from mezzotint.hardware.timings import MatmulTimings
 from mezzotint.lowprec import gate
 from mezzotint.lowprec.choice import KernelChoice, Path, decide
 
@@ -85,6 +86,17 @@ def choice_for(name: str) -> KernelChoice:
                 register()
                 gate.set_packs(getattr(torch, name), choice.path is Path.PACKED)
     return choice
+
+
+def preview(timings: MatmulTimings) -> tuple[KernelChoice, ...]:
+    """Return the choices that follow from a measurement of the CPU, without registering anything."""
+    wish = _wish()
+    return tuple(
+        _by_flags(name)
+        if wish == "auto" and timings.is_disturbed
+        else decide(name, timings.ratios(name), wish, can_pack=_can_pack(name))
+        for name in FORMATS
+    )
 
 
 def _measured(name: str, wish: str) -> KernelChoice:
