@@ -1,11 +1,15 @@
 """Models of other kinds than the language model, of a size that a CPU trains, in plain torch."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mezzotint.models.gpt import GPT, rotate
 from mezzotint.models.gpt_config import GPTConfig
+from mezzotint.modules.rms_norm import RMSNorm
+from mezzotint.modules.swiglu import SwiGLU
 
 
 class ViT(nn.Module):
@@ -96,5 +100,5 @@ class _WrittenOut(nn.Module):
 
 
 def fused_gpt(config: GPTConfig) -> GPT:
-    """Return the language model with fused modules and a residual stream in the compute format."""
-    return GPT(config)
+    """Return the language model with mezzotint's modules and a residual stream in the compute format."""
+    return GPT(replace(config, is_residual_compact=True), norm=RMSNorm, feed_forward=SwiGLU)

@@ -221,7 +221,7 @@ class Engine:
         )
         if report.are_finite:
             for name in lane.optimizers:
-                self.optimizers[name].step()
+                self._shadowed.get(name, self.optimizers[name]).step()
         nonfinite = () if report.are_finite else self._blame(parameters)
         for part in parts:
             part.close(stepped=report.are_finite)

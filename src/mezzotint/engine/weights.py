@@ -11,7 +11,7 @@ weight never moves. Three ways out, each for any torch optimizer, since the opti
   (Zamirai et al. 2020, arXiv 2010.06192, algorithm 2, with the sum formed in float32).
 
 The optimizer's parameter groups hold the float32 copies ("shadows"). Those of the last two exist only during an
-update; between updates they are empty.
+update; between updates they are empty. Where one pass over memory can do the whole step, they are never made.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mezzotint.engine import fused_update
+from mezzotint.engine.fused_update import Weight
 from mezzotint.errors import CheckpointError
 from mezzotint.formats.rounding import Rounding
 from mezzotint.policy.policy import Update
@@ -55,7 +57,7 @@ def keep_gradients_float32(parameters: Iterable[nn.Parameter]) -> None:
 class ShadowedWeights:
     """The low-precision parameters of one optimizer and the float32 copies that it steps instead.
 
-    One update is `open()`, then the caller unscales, clips and steps, then `close(stepped=...)`.
+    One update is `open()`, then the caller unscales and clips, then `step()`, or not, and `close(stepped=...)`.
     """
 
     def __init__(self, optimizer: Optimizer, update: Update, originals: Mapping[nn.Parameter, Tensor], seed: int):
@@ -69,6 +71,8 @@ class ShadowedWeights:
         self._versions: list[int] = []
         self._num_params_seen = 0
         self._shadow_of: dict[nn.Parameter, nn.Parameter] = {}
+        self._weights: dict[nn.Parameter, Weight] = {}  # by shadow
+        self._is_fused = False
         self.adopt(originals)
 
     @property
@@ -94,9 +98,12 @@ class ShadowedWeights:
         self._shadows.append(shadow)
         self._shadow_of[stored] = shadow
         self._versions.append(stored._version)
+        kept = None
         if self._update is Update.KAHAN:
             dropped = torch.zeros_like(stored.data) if original is None else original - stored.data.float()
-            self._compensations.append(dropped.to(stored.dtype))
+            kept = dropped.to(stored.dtype)
+            self._compensations.append(kept)
+        self._weights[shadow] = Weight(stored, kept, len(self._stored) - 1)
         if stored in self._optimizer.state:
             self._optimizer.state[shadow] = self._optimizer.state.pop(stored)
         return shadow
@@ -109,16 +116,32 @@ class ShadowedWeights:
     def open(self) -> None:
         """Bring the shadows up to date and hand them the gradients, in float32."""
         self._follow_outside_changes()
+        self._is_fused = fused_update.can_step(self._optimizer, self._update, self._weights)
         for index, (stored, shadow) in enumerate(zip(self._stored, self._shadows, strict=True)):
             if stored.grad is None:
                 shadow.grad = None
                 continue
-            if not self.is_persistent:
+            if self._is_fused and not self.is_persistent:
+                # one number that stands for all, as a gradient wants a parameter of its shape
+                shadow.data = torch.zeros(()).expand(stored.shape)
+            elif not self.is_persistent:
                 values = stored.data.float()
                 if self._compensations:
                     values.add_(self._compensations[index])
                 shadow.data = values
             shadow.grad = stored.grad.float()
+
+    def step(self) -> None:
+        """Step the optimizer; in one pass, with the stored weights written too, where that gives the same."""
+        if self._is_fused:
+            offset = self._offset(0)
+            fused_update.step(self._optimizer, self._update, self._weights, seed=self._seed, first_offset=offset)
+        else:
+            self._optimizer.step()
+
+    def _offset(self, index: int) -> int:
+        # every weight tensor of every update draws its own stretch of the counter-based stream
+        return (self._rounds << 20) + index
 
     @torch.no_grad()
     def close(self, *, stepped: bool) -> None:
@@ -127,7 +150,9 @@ class ShadowedWeights:
             if shadow.grad is None:
                 continue
             if stepped:
-                self._write(index, stored, shadow)
+                if not self._is_fused:
+                    self._write(index, stored, shadow)
+                self._versions[index] = stored._version
             shadow.grad = None
             if not self.is_persistent:
                 shadow.data = shadow.data.new_empty(0)
@@ -138,15 +163,12 @@ class ShadowedWeights:
         if self._update is Update.STOCHASTIC:
             from mezzotint.kernels.tensors import round_to
 
-            # every weight tensor of every update draws its own stretch of the counter-based stream
-            offset = (self._rounds << 20) + index
-            mode = Rounding.STOCHASTIC
+            mode, offset = Rounding.STOCHASTIC, self._offset(index)
             round_to(shadow.data, "bfloat16", out=stored.data, rounding=mode, seed=self._seed, offset=offset)
         else:
             stored.copy_(shadow)
         if self._update is Update.KAHAN:
             self._compensations[index].copy_(shadow.data.sub_(stored.data))
-        self._versions[index] = stored._version
 
     def _follow_outside_changes(self) -> None:
         """Take over weights that somebody else wrote (load_state_dict, weight surgery) since the last update."""

@@ -1,4 +1,4 @@
-"""Two steps of float32 arithmetic that have to round as another library does: product and sum, and square roots."""
+"""Steps of float32 arithmetic for loops that have to round as another library does."""
 
 from typing import Any
 
@@ -21,6 +21,17 @@ def multiply_add(_context: Any, one: Any, other: Any, added: Any) -> Any:
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.fma(*args)
+
+    return signature, generate
+
+
+@intrinsic
+def quotient(_context: Any, one: Any, other: Any) -> Any:
+    """Return one / other, float32; Python's division tests for zero, and that keeps a loop from being vectorised."""
+    signature = types.float32(types.float32, types.float32)
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.fdiv(*args)
 
     return signature, generate
 

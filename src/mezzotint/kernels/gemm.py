@@ -4,7 +4,7 @@ A fast product copies its operands into panels in the order in which the micro-k
 2008, Anatomy of High-Performance Matrix Multiplication). Here the copy also widens 16-bit words to float32, and the
 last step rounds a tile that is still in cache: no float32 copy of the larger operand or of the result ever exists.
 
-    pack the right operand, the whole depth K, in strips of COLUMNS columns
+    pack the right operand, the whole depth K, in strips of COLUMNS columns (the first task)
     for each block of rows and each block of columns:
         for each DEPTH of K: pack the rows; for each strip, for each ROWS of them: micro-kernel onto the block's sums
         multiply by the scales of rows and columns, add the bias, round, store
@@ -24,7 +24,7 @@ from mezzotint.kernels.compiled import compiled
 from mezzotint.kernels.constants import FLOAT16, FLOAT32
 from mezzotint.kernels.runs import fill_zeros, narrow_run, number_at, size_of, widen_run
 from mezzotint.kernels.snap import MX_BLOCK, snap_blocks_across, snap_blocks_along, snap_run
-from mezzotint.kernels.team import counter, take_thread, take_unit, task, wait_until
+from mezzotint.kernels.team import counter, take_thread, take_unit, task
 from mezzotint.kernels.tiles import (
     COLUMNS,
     LANES,
@@ -40,23 +40,22 @@ DEPTH = 384
 ROW_BLOCKS = (96, 48)  # multiples of ROWS and LANES whatever the processor
 COLUMN_BLOCK = 512
 
-# The places of a block's words: four counters, then what the product is of; strides are in elements. The scale of an
+# The places of a block's words: three counters, then what the product is of; strides are in elements. The scale of an
 # operand multiplies the result and its inverse the numbers before they are rounded to the format of the target array;
 # the top of an MX format, the exponent of its largest number, is 1000 where there are no blocks.
 # fmt: off
-(_UNIT, _THREAD, _PACK_UNIT, _PACKED_UNITS,
+(_UNIT, _THREAD, _PACK_UNIT,
  _BATCH, _M, _N, _K,
  _LEFT, _LEFT_KIND, _LEFT_BATCH, _LEFT_STRIDE, _LEFT_BY_ROWS,
  _LEFT_SCALE, _LEFT_SCALE_STEP, _LEFT_INVERSE, _LEFT_TARGET, _LEFT_TOP,
  _RIGHT, _RIGHT_KIND, _RIGHT_BATCH, _RIGHT_STRIDE, _RIGHT_BY_ROWS,
  _RIGHT_SCALE, _RIGHT_SCALE_STEP, _RIGHT_INVERSE, _RIGHT_TARGET, _RIGHT_TOP,
  _PACKED, _PACKED_DEPTH, _OUT, _OUT_KIND, _OUT_BATCH, _OUT_STRIDE, _IS_TRANSPOSED, _BIAS,
- _SCRATCH, _SCRATCH_BYTES, _ROW_BLOCK, _COLUMN_BLOCK) = range(40)
+ _SCRATCH, _SCRATCH_BYTES, _ROW_BLOCK, _COLUMN_BLOCK) = range(39)
 # fmt: on
-_NUM_WORDS = 40
+_NUM_WORDS = 39
 NO_BLOCKS = 1000
-_take_pack_unit, _add_packed_unit = counter(_PACK_UNIT), counter(_PACKED_UNITS)
-_wait_for_packed = wait_until(_PACKED_UNITS)
+_take_pack_unit = counter(_PACK_UNIT)
 _f32 = np.float32
 
 
@@ -242,19 +241,24 @@ def _store_columns(words, sums_at, turned_at, spare_at, out, rows, columns, firs
 
 
 @task
+def pack(block):
+    """Pack the right operand, strip by strip."""
+    words = carray(block, (_NUM_WORDS,))
+    num_strips = words[_BATCH] * ((words[_N] + COLUMNS - 1) // COLUMNS)
+    while True:
+        unit = _take_pack_unit(block)
+        if unit >= num_strips:
+            break
+        _pack_strip(words, unit)
+
+
+@task
 def product(block):
-    """Pack the right operand together with all threads, then compute block after block."""
+    """Compute block after block from the packed operand."""
     words = carray(block, (_NUM_WORDS,))
     batch, height, width = words[_BATCH], words[_M], words[_N]
     row_block, column_block = words[_ROW_BLOCK], words[_COLUMN_BLOCK]
     num_strips = (width + COLUMNS - 1) // COLUMNS
-    while True:
-        unit = _take_pack_unit(block)
-        if unit >= batch * num_strips:
-            break
-        _pack_strip(words, unit)
-        _add_packed_unit(block)
-    _wait_for_packed(block, batch * num_strips)
     rows_at = words[_SCRATCH] + take_thread(block) * words[_SCRATCH_BYTES]
     sums_at = rows_at + 4 * row_block * DEPTH
     turned_at = sums_at + 4 * row_block * column_block

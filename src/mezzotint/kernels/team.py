@@ -52,31 +52,6 @@ def counter(word: int) -> Any:
 take_unit, take_thread = counter(0), counter(1)
 
 
-def wait_until(word: int) -> Any:
-    """Return a step that waits until a word of the block has reached a number, and then sees what others wrote before.
-
-    All threads of a team run at once, so one that waits keeps none from its work.
-    """
-
-    @intrinsic
-    def wait(_context: Any, block: Any, number: Any) -> Any:
-        signature = types.void(_BLOCK, types.int64)
-
-        def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            place = builder.gep(args[0], [ir.IntType(64)(word)])
-            loop, done = builder.append_basic_block("wait"), builder.append_basic_block("ready")
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            reached = builder.load_atomic(place, "acquire", 8)
-            builder.cbranch(builder.icmp_signed("<", reached, args[1]), loop, done)
-            builder.position_at_end(done)
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    return wait
-
-
 def has_team() -> bool:
     """Return whether tasks can run on torch's threads; without, they run on the caller's alone."""
     return _gomp_parallel() is not None

@@ -89,13 +89,16 @@ def product(
     block = array(
         "q",
         (
-            *(0, 0, 0, 0, count, height, width, depth, *first, *second, packed, packed_depth),
+            *(0, 0, 0, count, height, width, depth, *first, *second, packed, packed_depth),
             *(out.data_ptr(), _KINDS[dtype], out.stride(0) if batch else 0, out.shape[-1], is_swapped),
             *(0 if bias is None else bias.data_ptr(), packed + 4 * packed_floats, 4 * scratch_floats),
             *(row_block, column_block),
         ),
     )
-    _run(gemm.product, block.buffer_info()[0], num_threads)
+    address = block.buffer_info()[0]
+    # two regions, as a team that waits inside one spins on its cores, also beside a busy neighbour
+    _run(gemm.pack, address, num_threads)
+    _run(gemm.product, address, num_threads)
     return out
 
 
