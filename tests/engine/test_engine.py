@@ -351,3 +351,25 @@ def test_models_under_the_engine_can_be_pickled_and_copied() -> None:
         with engine.forward():
             assert torch.isfinite(other(*batch(0))[1])
     assert step(engine, model).stepped
+
+
+@pytest.mark.parametrize("policy", ["float32", "fp16-mixed", "bf16-master"])
+@pytest.mark.parametrize("max_norm", [None, 1e-2])
+def test_sparse_gradients_train_as_dense_ones_do(policy, max_norm):
+    """Rows that occur twice in a batch are one row of the gradient, for its norm and for clipping."""
+
+    def run(sparse):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(11, 4, sparse=sparse))
+        engine = mz.Engine(model, torch.optim.SGD(model.parameters(), lr=0.1), policy=policy, max_grad_norm=max_norm)
+        norms = []
+        for _ in range(3):
+            with engine.forward():
+                loss = model(torch.tensor([1, 1, 3])).float().square().sum()
+            engine.backward(loss)
+            norms.append(engine.update().grad_norm)
+        return norms, model[0].weight.detach().clone()
+
+    (sparse_norms, sparse), (norms, dense) = run(True), run(False)
+    assert sparse_norms == pytest.approx(norms, rel=1e-6)
+    torch.testing.assert_close(sparse, dense, rtol=1e-6, atol=0)

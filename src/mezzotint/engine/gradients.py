@@ -29,15 +29,20 @@ def prepare_gradients(
     `multiplier` is 1 / loss scale, times the correction of an incomplete accumulation. Gradients that are not finite
     are left as they are: the caller drops them. One synchronisation with the device.
     """
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            # rows that occur twice count as their sum, as in the dense gradient
+            parameter.grad = parameter.grad.coalesce()
     grads = [p.grad for p in parameters if p.grad is not None]
+    values = [_values(grad) for grad in grads]
     if is_scaled or multiplier != 1.0:
         are_finite = not _unscale(grads, multiplier)
         if not are_finite:
             return GradientReport(are_finite=False, norm=math.nan)
-        total_norm = get_total_norm(grads)
+        total_norm = get_total_norm(values)
         norm = float(total_norm)
     else:
-        total_norm = get_total_norm(grads)
+        total_norm = get_total_norm(values)
         norm = float(total_norm)
         if not math.isfinite(norm) and any_nonfinite(grads):
             return GradientReport(are_finite=False, norm=norm)
@@ -48,7 +53,10 @@ def prepare_gradients(
     # torch multiplies by min(1, max_norm / (norm + 1e-6)) always; a factor of exactly 1 changes no bit and is left
     # out. The margin covers torch's float32 quotient, which may fall below 1 where this float64 one does not.
     if max_norm is not None and max_norm / (norm + 1e-6) < 1.0 + 1e-6:
-        clip_grads_with_norm_(parameters, max_norm, total_norm)
+        for part, grad in zip(values, grads, strict=True):
+            if grad.is_sparse:
+                part.mul_(torch.clamp(max_norm / (total_norm + 1e-6), max=1.0).to(part.device))
+        clip_grads_with_norm_([p for p in parameters if p.grad is None or not p.grad.is_sparse], max_norm, total_norm)
     return GradientReport(are_finite=True, norm=norm)
 
 
