@@ -113,6 +113,7 @@ def gpt_steps(recipe: str, vocab_size: int | None) -> dict[str, Step]:
     make, loss = language_model(recipe, vocab_size)
     return {
         "float32": hand_written(make(), loss, None, is_ours=False),
+        "float32 inside fast_cpu": hand_written(make(), loss, None, is_ours=True),
         "float32, fused modules": hand_written(make(fused_gpt), loss, None, is_ours=False),
         "bfloat16, upcast": hand_written(make(), loss, torch.bfloat16, is_ours=True, can_pack=False),
         "bfloat16, packed": hand_written(make(), loss, torch.bfloat16, is_ours=True),

@@ -296,6 +296,64 @@ def test_recurrent_layers(dtype: torch.dtype, kind: str) -> None:
         torch.testing.assert_close(one.grad.double(), other.grad, rtol=0, atol=32 * eps * float(other.grad.abs().max()))
 
 
+LABELS = torch.arange(24) % 7
+LEFT_TO_TORCH = {
+    "embedding": lambda x: F.embedding(LABELS, x.flatten(1)),
+    "layer_norm": lambda x: F.layer_norm(x, x.shape[-1:]),
+    "rms_norm": lambda x: F.rms_norm(x, x.shape[-1:]),
+    "group_norm": lambda x: F.group_norm(x, 2),
+    "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
+    "softmax": lambda x: x.softmax(-1),
+    "log_softmax": lambda x: x.log_softmax(-1),
+    "cross_entropy": lambda x: F.cross_entropy(x.flatten(1), LABELS),
+    "nll_loss": lambda x: F.nll_loss(x.flatten(1), LABELS),
+    "mse_loss": lambda x: F.mse_loss(x, x.detach() * 0.5),
+    "max_pool2d": lambda x: F.max_pool2d(x, 2),
+    "avg_pool2d": lambda x: F.avg_pool2d(x, 2),
+    "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 2),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "add": lambda x: x + 0.5,
+    "mul": lambda x: x * x,
+    "sum": lambda x: x.sum((1, 2)),
+    "mean": lambda x: x.mean(1),
+    "cumsum": lambda x: x.cumsum(-1),
+    "cat": lambda x: torch.cat((x, x), 1),
+    "linear in bilinear": lambda x: F.bilinear(x[0, 0], x[0, 1], x[:3, 0]),
+    "pdist": lambda x: torch.cdist(x[:, 0].flatten(0, 1), x[:, 1].flatten(0, 1) + 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "gaps"])
+@pytest.mark.parametrize("name", LEFT_TO_TORCH)
+def test_what_is_left_to_torch(name: str, layout: str, dtype: torch.dtype) -> None:
+    """Forward and backward of the other operations of models inside the context, against float64.
+
+    Each makes a few roundings of half an ulp: 4 eps of the norm for the result, 8 for the gradient.
+    """
+    operation = LEFT_TO_TORCH[name]
+    low = numbers((24, 4, 6, 6), 3, dtype)
+    if layout == "channels_last":
+        low = low.to(memory_format=torch.channels_last)
+    elif layout == "gaps":
+        low = laid_out(low, "S")
+    leaf, exact = low.detach().requires_grad_(), low.double().requires_grad_()
+    with mz.fast_cpu():
+        out = operation(leaf)
+        upstream = numbers(tuple(out.shape), 4, dtype)
+        (grad,) = torch.autograd.grad(out, leaf, upstream)
+    wanted = operation(exact)
+    (wanted_grad,) = torch.autograd.grad(wanted, exact, upstream.double())
+    eps = torch.finfo(dtype).eps
+    out, wanted = out.detach().double(), wanted.detach()
+    assert float((out - wanted).norm()) <= 4 * eps * float(wanted.norm()) + 1e-12
+    assert float((grad.double() - wanted_grad).norm()) <= 8 * eps * float(wanted_grad.norm()) + 1e-12
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_agreement_with_torchs_kernels(dtype: torch.dtype) -> None:
     """Both are roundings of a float32 sum, so they differ by one ulp at most, and only where that is near a tie."""

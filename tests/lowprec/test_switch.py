@@ -165,6 +165,16 @@ def test_the_gate_nests_and_closes_after_an_exception() -> None:
     assert not switch.is_active("float16")
 
 
+def test_a_switch_for_the_whole_process() -> None:
+    switched = mz.fast_cpu()
+    switched.enable()
+    with mz.fast_cpu():
+        assert switch.is_active("float16")
+    assert switch.is_active("bfloat16")
+    switched.disable()
+    assert not switch.is_active("bfloat16")
+
+
 def test_one_format_only() -> None:
     with mz.fast_cpu("float16"):
         assert switch.is_active("float16")

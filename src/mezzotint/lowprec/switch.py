@@ -46,6 +46,14 @@ class FastCpu:
     ) -> None:
         gate.leave(self._dtypes)
 
+    def enable(self) -> None:
+        """Open for the whole process, until `disable`: for a notebook, or a program that has no place for a with."""
+        gate.enter(self._dtypes)
+
+    def disable(self) -> None:
+        """Take back one `enable`."""
+        gate.leave(self._dtypes)
+
 
 def fast_cpu(*formats: str, compiled: bool = False) -> FastCpu:
     """Return a context inside which these formats ("bfloat16", "float16"; all of them by default) are fast on the CPU.
