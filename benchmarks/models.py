@@ -45,7 +45,7 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network (He et al. 2016, arXiv 1512.03385) for 32 x 32 pictures: stages of 64, 128 and 256 channels."""
+    """A residual network (He et al. 2016, arXiv 1512.03385) for 32 x 32 pictures: 64, 128 and 256 channels."""
 
     def __init__(self) -> None:
         super().__init__()
