@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--stock-rounds", type=int, default=1)
     parser.add_argument("--recipe", default="small-10m")
     parser.add_argument("--only", default="", help="contestants whose name holds this, float32 aside")
+    parser.add_argument("--skip", default="", help="contestants left out, separated by commas")
     parser.add_argument("--tables", default="gpt,large-vocabulary,others,stock")
     parser.add_argument("--simulate-avx2", action="store_true")
     options = parser.parse_args()
@@ -213,7 +214,11 @@ def main() -> None:
     wanted, tables, results = options.tables.split(","), {}, {}
 
     def run(title: str, steps: dict[str, Step], rounds: int, warmup: int = 2) -> None:
-        chosen = {name: step for name, step in steps.items() if name == "float32" or options.only in name}
+        chosen = {
+            name: step
+            for name, step in steps.items()
+            if name == "float32" or (options.only in name and name not in options.skip.split(","))
+        }
         results[title] = harness.interleave(chosen, rounds=rounds, warmup=warmup)
         tables[title] = table_of(results[title])
         print(f"{title}\n\n{tables[title]}", flush=True)
@@ -235,6 +240,7 @@ def main() -> None:
     print(tables["Kernels"])
     if options.record:
         name = "cpu_lowprec_avx2" if options.simulate_avx2 else "cpu_lowprec"
+        name += f"_{options.threads}threads" if options.threads > 1 else ""
         print(harness.write_record(options.record, name, tables, results, facts))
 
 

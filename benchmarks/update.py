@@ -87,12 +87,14 @@ def hand_written_step(of_shapes: list[tuple[int, ...]]) -> Callable[[], object]:
     """Return the loop that people write: gradients to float32 masters, a step, masters to bfloat16 weights."""
     model = Weights(of_shapes)
     stored = [parameter.detach().bfloat16() for parameter in model.all]
+    grads = [torch.randn_like(weight) for weight in stored]
     masters = list(model.parameters())
-    model.give_gradients(torch.float32)
     optimizer = AdamW(masters, lr=1e-4, fused=True)
 
     @torch.no_grad()
     def step() -> None:
+        for grad, master in zip(grads, masters, strict=True):
+            master.grad = grad.float()
         optimizer.step()
         for weight, master in zip(stored, masters, strict=True):
             weight.copy_(master)

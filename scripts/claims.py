@@ -164,7 +164,8 @@ def bench_ratios(label: str) -> tuple[list[float], str]:
 
 def cpu_bfloat16() -> tuple[str, str]:
     ratios, machine = bench_ratios("bfloat16")
-    avx2 = {row["name"]: row["ratio"] for row in record("cpu_lowprec_avx2-*.json")["results"]}
+    steps = record("cpu_lowprec_avx2-*.json")["results"].values()
+    avx2 = {row["name"]: row["ratio"] for timings in steps for row in timings[::-1]}
     assert median(ratios) < 1 < avx2[STOCK]
     return (
         "true of some",

@@ -1,4 +1,4 @@
-"""Write what is generated: parts of README.md, docs/formats.md and docs/claims.md.
+"""Write what is generated: parts of README.md, docs/formats.md, docs/cpu.md and docs/claims.md.
 
     python scripts/generate_docs.py            write
     python scripts/generate_docs.py --check    exit 1 where a file is stale
@@ -13,6 +13,7 @@ from io import StringIO
 from pathlib import Path
 
 import claims
+import cpu_page
 from rich.console import Console
 
 from mezzotint.cli.demo import CAVEAT, comparison
@@ -46,12 +47,14 @@ def avx2_sentence() -> str:
     """Return what the newest record says about a processor without native bfloat16."""
     path = max((ROOT / "benchmarks" / "records").glob("cpu_lowprec_avx2-*.json"))
     record = json.loads(path.read_text(encoding="utf-8"))
-    ratios = {timing["name"]: timing["ratio"] for timing in record["results"]}
+    ratios = {t["name"]: t["ratio"] for timings in record["results"].values() for t in timings[::-1]}
+    step = next(iter(record["results"].values()))
+    ours = {t["name"]: t["ratio"] for t in step}
     return (
-        f"Limited to AVX2, as most laptops are, the same processor takes {ratios['bfloat16, fast_cpu']:.2f} times "
-        f"float32's time for a bfloat16 step\nof the 10M-parameter recipe with mezzotint's kernels, and "
-        f"{ratios[STOCK]:.0f} times with torch's own"
-        f"\n(`{path.relative_to(ROOT).with_suffix('.md')}`)."
+        f"Limited to AVX2, as most laptops are, the same processor takes {ours['bfloat16, packed']:.2f} times float32's "
+        f"time for a step\nof the 10M-parameter recipe in bfloat16, {ours['float16, packed']:.2f} in float16, "
+        f"{ours['fp8-mixed']:.2f} in emulated float8 and {ours['mxfp8']:.2f} in MXFP8; torch's own kernels take\n"
+        f"{ratios[STOCK]:.0f} times in bfloat16 ([docs/cpu.md](docs/cpu.md), `{path.relative_to(ROOT).with_suffix('.md')}`)."
     )
 
 
@@ -185,6 +188,7 @@ def pages() -> dict[Path, str]:
         README: filled(README.read_text(encoding="utf-8")),
         ROOT / "docs" / "formats.md": formats_page(),
         ROOT / "docs" / "claims.md": claims.page(),
+        ROOT / "docs" / "cpu.md": cpu_page.page(),
     }
 
 

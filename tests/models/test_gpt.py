@@ -10,8 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mezzotint.models.gpt import GPT, chunked_loss, rotary_tables, rotate
+from mezzotint.models.gpt import GPT, FeedForward, rotary_tables, rotate
 from mezzotint.models.gpt_config import GPTConfig
+from mezzotint.models.loss import chunked_loss
 
 SMALL = GPTConfig(
     vocab_size=50, block_size=16, num_layers=2, num_heads=2, dim=16, ffn_dim=24, is_head_tied=False, loss_chunk_rows=7
@@ -213,6 +214,49 @@ def test_the_watch_sees_whole_logits_where_they_are_made() -> None:
         logits, _ = model(inputs)
         F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
     assert watch.largest == inputs.numel() * 53
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+@pytest.mark.parametrize("is_residual_compact", [False, True])
+def test_the_residual_stream_takes_autocasts_dtype_where_that_is_asked_for(
+    is_residual_compact: bool, is_autocast: bool
+) -> None:
+    model, inputs, targets = build(is_residual_compact=is_residual_compact)
+    seen: list[torch.dtype] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _module, _inputs, out: seen.append(out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_autocast):
+        loss = model(inputs, targets)[1]
+    assert seen == [torch.bfloat16 if is_residual_compact and is_autocast else torch.float32] * 2
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_compact_stream_changes_nothing_without_autocast() -> None:
+    (one, inputs, targets), (other, _, _) = build(), build(is_residual_compact=True)
+    assert torch.equal(one(inputs, targets)[1], other(inputs, targets)[1])
+    torch.manual_seed(0)
+    one, other = one.bfloat16(), other.bfloat16()
+    assert torch.equal(one(inputs, targets)[1], other(inputs, targets)[1])
+
+
+def test_norms_and_feed_forward_layers_of_others_take_their_places() -> None:
+    class Wide(FeedForward):
+        pass
+
+    config = replace(SMALL, num_layers=2)
+    torch.manual_seed(0)
+    plain = GPT(config)
+    torch.manual_seed(0)
+    other = GPT(config, norm=torch.nn.RMSNorm, feed_forward=Wide)
+    kinds = [type(module) for module in other.modules()]
+    assert kinds.count(torch.nn.RMSNorm) == 5
+    assert kinds.count(Wide) == 2
+    assert list(plain.state_dict()) == list(other.state_dict())
+    assert all(map(torch.equal, plain.state_dict().values(), other.state_dict().values()))
+    _, inputs, targets = build()
+    assert torch.equal(plain(inputs, targets)[1], other(inputs, targets)[1])  # eps is the same, too
 
 
 @pytest.mark.parametrize("place", [0, 9, 15])

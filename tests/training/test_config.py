@@ -29,7 +29,7 @@ OTHER = RunConfig(
     device="cpu",
     model=GPTConfig(
         block_size=32, num_layers=3, num_heads=6, dim=24, ffn_dim=11, dropout=0.25, is_head_tied=False,
-        rope_base=5e5, loss_chunk_rows=9,
+        rope_base=5e5, loss_chunk_rows=9, is_residual_compact=True,
     ),
     data=DataConfig(source=("a b.txt", "c"), tokenizer="bpe", vocab_size=999, validation_share=0.2, max_bytes=12),
     optimizer=OptimizerConfig(

@@ -3,37 +3,37 @@
 What is in float32 whatever the precision around it, and why:
 - rotary positions: bfloat16 has 8 significant bits, so positions above 256 would fall together. The tables come from
   elementwise float32 operations, which autocast leaves alone; a matmul or einsum would be lowered.
-- the loss: `cross_entropy` under CUDA autocast computes its log-softmax in the dtype of the logits, so it gets float32.
-  That is done in chunks of rows, recomputed in backward, so the float32 logits never exist as a whole. Computing the
-  gradient in forward instead would save the second pass over the head, but that gradient would not carry the loss
-  scale yet, and in float16 what is below 6e-8 would be lost before scaling could save it. So it is with the chunked
-  `linear_cross_entropy` of torch 2.13, whose loss of float16 rows is float16 too, so that a scale of 65536 makes every
-  gradient NaN; and float32 rows it multiplies in float32 whatever autocast says (measured on the CPU).
-- the sum of the head's gradients over these chunks: in bfloat16 it would be off by 1 % after 64 of them.
+- the loss, in chunks of rows: `mezzotint.models.loss` says why and how.
+
+Norms and feed-forward layers are passed as classes, so that a model may adopt others that have the same parameters.
 
 Shapes: B batch, T tokens, D model width, H heads, K head width, F feed-forward width, V vocabulary, N = B T.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from mezzotint.models.gpt_config import GPTConfig
+from mezzotint.models.loss import chunked_loss
 
-IGNORED = -100  # target of a token that does not count
+EPS = 1e-6  # of all norms
+Layer = Callable[..., nn.Module]
 
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467)."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, eps: float = EPS) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the normalised input, in its own dtype on the CPU and in float32 under CUDA autocast."""
-        return F.rms_norm(x_BTD, (x_BTD.shape[-1],), self.weight.to(x_BTD.dtype), 1e-6)
+        return F.rms_norm(x_BTD, (x_BTD.shape[-1],), self.weight.to(x_BTD.dtype), self.eps)
 
 
 def rotary_tables(num_tokens: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -80,11 +80,11 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU: out(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, dim: int, ffn_dim: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.up = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.out = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.gate = nn.Linear(dim, ffn_dim, bias=False)
+        self.up = nn.Linear(dim, ffn_dim, bias=False)
+        self.out = nn.Linear(ffn_dim, dim, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the layer's output, (B, T, D)."""
@@ -95,12 +95,12 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One layer: attention and feed-forward, each normalised before and added to the residual stream."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, norm: Layer, feed_forward: Layer) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.dim)
+        self.attention_norm = norm(config.dim, eps=EPS)
         self.attention = Attention(config)
-        self.feed_forward_norm = RMSNorm(config.dim)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = norm(config.dim, eps=EPS)
+        self.feed_forward = feed_forward(config.dim, config.ffn_dim)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
@@ -111,15 +111,19 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The language model. `logits, loss = model(input_ids, target_ids)`."""
+    """The language model. `logits, loss = model(input_ids, target_ids)`.
 
-    def __init__(self, config: GPTConfig) -> None:
+    `norm(dim, eps=...)` and `feed_forward(dim, ffn_dim)` make the layers of these kinds, with parameters called as
+    those of `RMSNorm` and `FeedForward` are; matrices are drawn anew, whatever they were made as.
+    """
+
+    def __init__(self, config: GPTConfig, *, norm: Layer = RMSNorm, feed_forward: Layer = FeedForward) -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.dim)
+        self.blocks = nn.ModuleList(Block(config, norm, feed_forward) for _ in range(config.num_layers))
+        self.norm = norm(config.dim, eps=EPS)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self._initialise()
         if config.is_head_tied:
@@ -150,7 +154,7 @@ class GPT(nn.Module):
         if self.config.block_size < T:
             raise ValueError(f"{T} tokens exceed the block size, {self.config.block_size}; pass shorter sequences")
         tables = rotary_tables(T, self.config.head_dim, self.config.rope_base, input_ids.device)
-        x_BTD = self.dropout(self.embed(input_ids))
+        x_BTD = self.dropout(self._compact(self.embed(input_ids)))
         for block in self.blocks:
             x_BTD = block(x_BTD, tables)
         x_BTD = self.norm(x_BTD)
@@ -161,6 +165,12 @@ class GPT(nn.Module):
             return logits, chunked_loss(logits.view(B * T, -1), None, target_ids.reshape(-1), self._chunk_rows)
         hidden_ND = x_BTD.reshape(B * T, -1)
         return None, chunked_loss(hidden_ND, self.head.weight, target_ids.reshape(-1), self._chunk_rows)
+
+    def _compact(self, x_BTD: Tensor) -> Tensor:
+        """Return the embedding as the residual stream begins: in the autocast dtype, where that is wanted."""
+        kind = x_BTD.device.type
+        is_cast = self.config.is_residual_compact and torch.is_autocast_enabled(kind)
+        return x_BTD.to(torch.get_autocast_dtype(kind)) if is_cast else x_BTD
 
     @property
     def _chunk_rows(self) -> int:
@@ -217,36 +227,3 @@ class GPT(nn.Module):
         matmuls = sum(p.numel() for name, p in self.blocks.named_parameters() if p.dim() == 2)
         matmuls += config.vocab_size * config.dim
         return 6 * (matmuls + 2 * config.num_layers * config.block_size * config.dim)
-
-
-def chunked_loss(rows_ND: Tensor, weight_VD: Tensor | None, targets_N: Tensor, chunk_rows: int) -> Tensor:
-    """Return the mean cross-entropy of rows against targets, in float32, holding `chunk_rows` float32 rows at a time.
-
-    `rows_ND` are logits (N, V), or with a weight hidden states (N, D) whose logits are `rows @ weight.T`. Each chunk is
-    computed again in backward instead of being kept. The weight's gradient is summed over the chunks in float32.
-    """
-    total = torch.zeros((), dtype=torch.float32, device=rows_ND.device)
-    needs_grad = rows_ND.requires_grad or (weight_VD is not None and weight_VD.requires_grad)
-    is_recomputed = torch.is_grad_enabled() and needs_grad
-    if weight_VD is not None:
-        # each chunk casts the float32 weight for itself, so that gradients meet in float32; a view, because autocast
-        # would cast a parameter once for all chunks and sum their gradients in the dtype of that cast
-        weight_VD = _wide(weight_VD).view_as(weight_VD)
-    for rows, targets in zip(torch.split(rows_ND, chunk_rows), torch.split(targets_N, chunk_rows), strict=True):
-        if is_recomputed:
-            total = total + checkpoint(
-                _summed_loss, rows, weight_VD, targets, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            total = total + _summed_loss(rows, weight_VD, targets)
-    return total / (targets_N != IGNORED).sum()
-
-
-def _summed_loss(rows: Tensor, weight_VD: Tensor | None, targets: Tensor) -> Tensor:
-    logits = rows if weight_VD is None else F.linear(rows, weight_VD.to(rows.dtype))
-    return F.cross_entropy(_wide(logits), targets, ignore_index=IGNORED, reduction="sum")
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32; float64 stays float64, for references."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -9,7 +9,9 @@ class GPTConfig:
     """A decoder-only language model. Raises ValueError where the numbers do not fit each other.
 
     `ffn_dim` is the width of the gated feed-forward layer, `loss_chunk_rows` the number of tokens whose float32
-    logits are held at a time.
+    logits are held at a time. `is_residual_compact` casts the embedding's output to the dtype of autocast, so that the
+    residual stream, and what norms keep of it for backward, has that dtype too; by autocast's own rules it is float32
+    as long as the embedding is, so this rounds every sum of the stream where plain autocast does not.
     """
 
     vocab_size: int = 256
@@ -22,6 +24,7 @@ class GPTConfig:
     is_head_tied: bool = True
     rope_base: float = 10000.0
     loss_chunk_rows: int = 512
+    is_residual_compact: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""

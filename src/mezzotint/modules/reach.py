@@ -1,0 +1,62 @@
+"""Which tensors compiled kernels take, and how they are handed over: as rows of dense numbers, by address.
+
+Everything else (other devices, fake tensors, what `torch.compile`, `vmap` and forward-mode differentiation trace) is
+computed by torch operations with the same formula.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from mezzotint.kernels.constants import BFLOAT16, FLOAT16, FLOAT32
+
+KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_served(*tensors: Tensor | None) -> bool:
+    """Return whether compiled kernels compute on these tensors, all that are given, here and now."""
+    # what is traced for later, what is mapped over or differentiated by functions, and dual numbers
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return all(
+        tensor is None
+        or (
+            type(tensor) in _PLAIN
+            and tensor.is_cpu
+            and tensor.layout is torch.strided
+            and tensor.dtype in KINDS
+            and tensor.dim() > 0
+            and tensor.numel() > 0
+            and not tensor.is_neg()
+            # what `torch.autograd.grad(..., is_grads_batched=True)` maps over
+            and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+            and _has_instructions(tensor.dtype)
+        )
+        for tensor in tensors
+    )
+
+
+@cache
+def _has_instructions(dtype: torch.dtype) -> bool:
+    """Return whether the processor multiplies and adds in one step and converts the dtype; if not, torch is faster."""
+    from mezzotint.kernels import tiles
+
+    return bool(tiles.HAS_FMA and (tiles.HAS_HALF or dtype is not torch.float16))
+
+
+def rows_of(tensor: Tensor, width: int) -> tuple[Tensor, int]:
+    """Return a tensor as rows of `width` dense numbers, and how many bytes lie between two; copied only if it must."""
+    rows = tensor.reshape(-1, width)
+    if width > 1 and rows.stride(1) != 1:
+        rows = rows.contiguous()
+    return rows, rows.stride(0) * rows.element_size()
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32; float64 stays float64."""
+    return tensor if tensor.dtype is torch.float64 else tensor.float()
