@@ -200,3 +200,14 @@ def test_the_layers_arguments() -> None:
         "out.weight": (4, 6), "out.bias": (4,),
     }  # fmt: skip
     assert all(p.device.type == "meta" and p.dtype == torch.bfloat16 for p in layer.parameters())
+
+
+def test_saved_tensors_may_come_back_in_another_dtype() -> None:
+    """Kept in float16 and given back so: gradients are off by its rounding, in each of a few factors of order 1."""
+    inputs, grad = (draw(6, 40), draw(6, 40, seed=1)), draw(6, 40, seed=2)
+    expected = gradients(swiglu, inputs, grad)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.half(), lambda tensor: tensor):
+        found = gradients(swiglu, inputs, grad)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0, atol=6 * 8 * 2**-11)

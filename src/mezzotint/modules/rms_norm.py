@@ -118,8 +118,10 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, rstd = ctx.saved_tensors
+        # hooks for saved tensors may have changed the dtype
+        is_one_kind = grad.dtype is x.dtype and rstd.dtype is torch.float32 and rstd.is_contiguous()
         # with grad mode on, somebody is going to differentiate the gradients
-        if torch.is_grad_enabled() or not is_served(grad, x, weight, rstd):
+        if torch.is_grad_enabled() or not (is_one_kind and is_served(grad, x, weight, rstd)):
             return *_plain_gradients(grad, x, weight, ctx.eps), None
         needs_x, needs_weight, _ = ctx.needs_input_grad
         width = x.shape[-1] if weight is None else weight.numel()

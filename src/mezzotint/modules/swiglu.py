@@ -80,8 +80,10 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         gate, up = ctx.saved_tensors
+        # hooks for saved tensors may have changed the dtype
+        is_one_kind = grad.dtype is gate.dtype is up.dtype
         # with grad mode on, somebody is going to differentiate the gradients
-        if torch.is_grad_enabled() or not is_served(grad, gate, up):
+        if torch.is_grad_enabled() or not (is_one_kind and is_served(grad, gate, up)):
             return _plain_gradients(grad, gate, up)
         grad_gate, grad_up = (torch.empty(gate.shape, dtype=gate.dtype) for _ in range(2))
         width, ((grads, grad_bytes), (gates, gate_bytes), (ups, up_bytes)) = _rows(grad, gate, up)
