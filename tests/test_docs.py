@@ -23,6 +23,11 @@ def test_code_in_the_readme_runs(code: str) -> None:
     assert "stepped" in out or "1000.0" in out
 
 
+def test_code_in_the_page_on_cpus_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "cpu.md").read_text(encoding="utf-8"), re.DOTALL)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
 def test_commands_in_the_readme_exist() -> None:
     commands = set(re.findall(r"`mezzotint (\w+)", README))
     assert {"demo", "doctor", "train"} <= commands

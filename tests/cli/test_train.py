@@ -78,6 +78,21 @@ def test_the_config_file_reproduces_the_run(tmp_path: Path) -> None:
     assert losses("a") == losses("b")
 
 
+@pytest.mark.parametrize("policy", ["bf16-mixed", "fp8-mixed", "nvfp4", "bf16-saved"])
+def test_policies_and_modules_that_save(policy: str, tmp_path: Path) -> None:
+    """A run and its resume; the whole run is one of six steps, the other stops after three."""
+    more = ("train.has_fused_modules=true", "model.is_residual_compact=true")
+    assert run("tiny-1m", "--policy", policy, "--out", "whole", *settings(*more)).exit_code == 0
+    assert run("tiny-1m", "--policy", policy, "--out", "r", *settings(*more, "train.steps=3")).exit_code == 0
+
+    def losses(name: str) -> list[float]:
+        rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [row["loss"] for row in map(json.loads, rows) if "loss" in row]
+
+    assert len(losses("whole")) >= 6
+    assert losses("r")[:2] == losses("whole")[:2]
+
+
 def test_json_is_one_object_and_nothing_else() -> None:
     result = run("tiny-1m", "--policy", "float32", "--out", "r", "--json", *settings())
     body = json.loads(result.stdout)

@@ -66,7 +66,10 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """Length and rhythm of a run. One step is one update: `accumulate` micro-batches of `batch_size` blocks."""
+    """Length and rhythm of a run. One step is one update: `accumulate` micro-batches of `batch_size` blocks.
+
+    `has_fused_modules` builds the model with the layers of `mezzotint.modules`, which keep less for backward.
+    """
 
     steps: int = 200
     batch_size: int = 8
@@ -78,6 +81,7 @@ class TrainConfig:
     sample_tokens: int = 200
     sample_prompt: str = "def "
     compile: bool = False
+    has_fused_modules: bool = False
 
     def __post_init__(self) -> None:
         """Refuse counts below their least."""

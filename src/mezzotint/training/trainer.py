@@ -22,6 +22,8 @@ from mezzotint.engine.result import StepResult
 from mezzotint.errors import CheckpointError
 from mezzotint.hardware.probe import probe
 from mezzotint.models.gpt import GPT
+from mezzotint.modules.rms_norm import RMSNorm
+from mezzotint.modules.swiglu import SwiGLU
 from mezzotint.training.config import RunConfig
 from mezzotint.training.memory import StepMemory, measure_step
 from mezzotint.training.schedule import learning_rate_share
@@ -52,7 +54,8 @@ class Trainer:
         with torch.random.fork_rng(devices=_cuda_devices(device)):
             torch.manual_seed(config.seed)
             # weights are drawn on the CPU, so that every device starts from the same ones
-            self.model = GPT(replace(config.model, vocab_size=corpus.vocab_size)).to(device)
+            layers: dict[str, Any] = {"norm": RMSNorm, "feed_forward": SwiGLU} if config.train.has_fused_modules else {}
+            self.model = GPT(replace(config.model, vocab_size=corpus.vocab_size), **layers).to(device)
             self._rng = _rng_state(device)
         self.batches = Batches(
             corpus, block_size=config.model.block_size, batch_size=config.train.batch_size, seed=config.seed
