@@ -16,7 +16,7 @@ Made by `python scripts/generate_docs.py` from the records named below each tabl
 On a processor without bfloat16 units, torch's own bfloat16 and float16 kernels train many times slower than float32,
 and so does every library that calls them. Under `with mz.fast_cpu():` the same program runs at about float32's speed,
 keeps the memory of 16 bits, and computes as a tensor core does: compact operands, float32 sums, one rounding of each
-result. It is not faster than float32: there are no units that could make it so.
+result. It is no more than a few percent faster than float32: there are no units that could make it so.
 
 ```python
 import torch
@@ -44,7 +44,7 @@ with mz.fast_cpu():
 | operations | how |
 |---|---|
 | `mm`, `bmm`, `addmm`, `baddbmm`, `_grouped_mm` from half a million multiplications on, and what is made of them: linear layers, `matmul`, `einsum`, plain attention, cells of RNNs | a kernel of ours that widens 16 bits to float32 while it packs, sums in float32, and rounds what is still in cache; on torch's own threads |
-| smaller products, `addbmm`, in-place sums; convolutions of any kind; fused attention (bfloat16's forward aside); oneDNN's LSTM | torch's float32 kernel on converted operands, rounded once |
+| smaller products, `addbmm`, in-place sums; convolutions of any kind; fused attention (bfloat16's forward aside); LSTM layers where torch leaves them to oneDNN, which its flags decide ("product by product" below is the other case) | torch's float32 kernel on converted operands, rounded once |
 | everything else: norms, softmax, losses, pooling, embedding, elementwise operations, reductions, `mv`, `dot` | torch's own kernel, whose 16-bit versions cost at most about twice float32's time |
 
 The packing kernel needs AVX2 with FMA, AVX-512 or NEON, and, on several threads, the OpenMP library (libgomp) that
