@@ -312,7 +312,9 @@ def test_out_overloads_serve_compiled_graphs(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler here")
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_model() -> None:
+def test_a_compiled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # what another run left on disk may have been compiled for other instructions, or for more threads
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 32))
     x = torch.randn(256, 64)
