@@ -80,7 +80,7 @@ def test_the_config_file_reproduces_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["bf16-mixed", "fp8-mixed", "nvfp4", "bf16-saved"])
 def test_policies_and_modules_that_save(policy: str, tmp_path: Path) -> None:
-    """A run and its resume; the whole run is one of six steps, the other stops after three."""
+    """A run under each, and a second, shorter one, whose first losses are the same."""
     more = ("train.has_fused_modules=true", "model.is_residual_compact=true")
     assert run("tiny-1m", "--policy", policy, "--out", "whole", *settings(*more)).exit_code == 0
     assert run("tiny-1m", "--policy", policy, "--out", "r", *settings(*more, "train.steps=3")).exit_code == 0

@@ -1,5 +1,6 @@
 """Each operation that has a kernel of ours, against float64: a float32 sum, rounded once, in any shape and layout."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -160,6 +161,19 @@ def test_products_do_not_depend_on_the_number_of_threads() -> None:
     if packed.is_available(torch.bfloat16, 5):
         assert torch.equal(results[0], results[1])
         assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python warns that a forked process had threads
+def test_scratch_memory_is_not_shared_with_forked_processes() -> None:
+    workspace = packed._workspace(16)
+    workspace[:16] = 1.0
+    child = os.fork()
+    if child == 0:
+        workspace[:16] = 2.0
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert packed._workspace(16)[:16].eq(1.0).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

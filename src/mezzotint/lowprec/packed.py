@@ -151,7 +151,12 @@ def _workspace(num_floats: int) -> Tensor:
         return torch.empty(num_floats, dtype=torch.float32)
     kept: Tensor | None = getattr(_kept, "workspace", None)
     if kept is None or kept.numel() < num_floats:
-        pages = mmap.mmap(-1, -(-4 * num_floats // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES)
+        num_bytes = -(-4 * num_floats // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        # private, as Python's default would share it with forked processes that compute at the same time
+        is_posix = hasattr(mmap, "MAP_PRIVATE")
+        pages = (
+            mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if is_posix else mmap.mmap(-1, num_bytes)
+        )
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without them
                 pages.madvise(mmap.MADV_HUGEPAGE)
