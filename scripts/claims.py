@@ -116,7 +116,7 @@ def truncation() -> tuple[str, str]:
 
 
 def tf32_bits() -> tuple[str, str]:
-    assert TFLOAT32.significant_bits == 19
+    assert TFLOAT32.field_bits == 19
     assert TFLOAT32.epsilon == FLOAT16.epsilon
     return "false", "19 bits are used: float32's exponent and float16's mantissa (machine epsilon 2^-10)"
 

@@ -179,7 +179,7 @@ def conversion_table(text: str, rows: list[dict[str, Any]]) -> Table:
 
 def bits(code: int, fmt: FloatFormat) -> Text:
     """Return a code point's bits, the fields apart and coloured; a wide mantissa in hexadecimal."""
-    digits = f"{code:0{fmt.significant_bits}b}"
+    digits = f"{code:0{fmt.field_bits}b}"
     fields = (digits[: fmt.is_signed], digits[fmt.is_signed : fmt.is_signed + fmt.exponent_bits],
               digits[fmt.is_signed + fmt.exponent_bits :])  # fmt: skip
     shown = [

@@ -38,21 +38,26 @@ class FloatFormat:
 
     def __post_init__(self) -> None:
         """Refuse field widths that do not fit the storage."""
-        if self.significant_bits > self.bits:
+        if self.field_bits > self.bits:
             raise FormatError(f"{self.name}: sign, exponent and mantissa do not fit {self.bits} bits")
 
     def __str__(self) -> str:
         return self.name
 
     @property
-    def significant_bits(self) -> int:
+    def field_bits(self) -> int:
         """The bits of the three fields; fewer than `bits` where storage is padded, as for tfloat32."""
         return self.is_signed + self.exponent_bits + self.mantissa_bits
 
     @property
+    def significant_bits(self) -> int:
+        """The bits that tell neighbours apart: the mantissa field and the hidden bit before it."""
+        return self.mantissa_bits + 1
+
+    @property
     def num_codes(self) -> int:
         """How many code points the fields have."""
-        return 1 << self.significant_bits
+        return 1 << self.field_bits
 
     @property
     def max_exponent(self) -> int:

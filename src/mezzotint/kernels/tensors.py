@@ -50,6 +50,7 @@ _KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT
 _WORDS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
 _MODES = {Rounding.NEAREST_EVEN: NEAREST, Rounding.TOWARD_ZERO: TOWARD_ZERO, Rounding.STOCHASTIC: STOCHASTIC}
 _MASK_64 = (1 << 64) - 1
+_SPECIAL = 255  # the exponent field of infinities and NaN
 
 
 def dtype_of(fmt: FloatFormat) -> torch.dtype | None:
@@ -190,7 +191,7 @@ def decode_codes(codes: Tensor, fmt: FloatFormat | str) -> Tensor:
     Raises FormatError for another dtype or a wider format, and for a code that the format has not.
     """
     fmt = _format(fmt)
-    if codes.dtype is not torch.uint8 or fmt.significant_bits > 8:
+    if codes.dtype is not torch.uint8 or fmt.field_bits > 8:
         raise FormatError(f"uint8 codes of a format of up to 8 bits are decoded, not {codes.dtype} of {fmt.name}")
     if fmt.num_codes < 256 and codes.numel() and int(codes.max()) >= fmt.num_codes:
         raise FormatError(f"code {int(codes.max())} is outside {fmt.name}, which has codes 0 to {fmt.num_codes - 1}")
@@ -391,6 +392,20 @@ def range_stats(source: Tensor) -> RangeStats:
         smallest=smallest,
         exponents=exponents,
     )
+
+
+def add_range_counts(source: Tensor, counts: Any) -> tuple[float, float, int] | None:
+    """Add a tensor's numbers to running counts, in microseconds; None where the compiled loops cannot walk it.
+
+    `counts` is an int64 array of `NUM_COUNTS` places as `kernels.stats.range_counts` fills it. Returns the largest
+    finite and the smallest other than 0 of this tensor, and how many of its numbers are infinities or NaN.
+    """
+    kind = _KINDS.get(source.dtype)
+    if kind is None or not _is_reachable(source):
+        return None
+    before = counts[_SPECIAL]
+    largest, smallest = _entries().range_counts_at(source.data_ptr(), kind, source.numel(), counts)
+    return largest, smallest, int(counts[_SPECIAL] - before)
 
 
 @cache

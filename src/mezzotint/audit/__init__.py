@@ -1,0 +1,1 @@
+"""Running a training program under the recorder, and judging what it did."""

@@ -1,0 +1,1 @@
+"""Rules that judge source, traces and setups."""

@@ -1,0 +1,106 @@
+"""From a trace to findings and a verdict: the policy that ran is inferred where none is declared."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mezzotint.errors import MezzotintError
+from mezzotint.findings import Finding, Severity
+from mezzotint.policy.policy import Policy
+from mezzotint.rules.catalog import TRACE_RULES
+from mezzotint.rules.trace.view import TraceView, is_product
+from mezzotint.trace.record import Phase, Trace
+
+_ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """Findings about a trace, most severe first, and the policy it was judged by."""
+
+    findings: tuple[Finding, ...]
+    policy: Policy
+    is_declared: bool
+    verdict: str
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether there is neither an error nor a warning."""
+        return all(one.severity is Severity.INFO for one in self.findings)
+
+
+def judge(trace: Trace, policy: Policy | str | None = None) -> Judgement:
+    """Return what the rules say about a trace, by `policy` or by the one that the trace itself shows."""
+    declared = Policy.parse(policy) if policy is not None else None
+    used = declared if declared is not None else infer_policy(trace)
+    view = TraceView(trace, used, is_declared=declared is not None)
+    findings = [finding for rule in TRACE_RULES for finding in rule.check(view)]
+    findings.sort(key=lambda one: (_ORDER[one.severity], one.code, one.path or "", one.line or 0))
+    return Judgement(
+        findings=tuple(findings),
+        policy=used,
+        is_declared=declared is not None,
+        verdict=_verdict(trace, findings),
+    )
+
+
+def infer_policy(trace: Trace) -> Policy:
+    """Return the policy that describes what ran: the commonest format on each axis."""
+    flops: Counter[str] = Counter()
+    counts = trace.counts()
+    for call in trace.calls:
+        if call.phase in (Phase.FORWARD, Phase.BACKWARD, Phase.RECOMPUTE) and is_product(call) and call.format:
+            flops[call.format] += (call.flops or 1) * counts.get(call.index, 0)
+    stepped = [one for one in trace.parameters if one.optimizer is not None]
+    sizes: Counter[str] = Counter()
+    grads: Counter[str] = Counter()
+    states: Counter[str] = Counter()
+    for one in stepped or trace.parameters:
+        size = 1
+        for length in one.shape:
+            size *= length
+        sizes[one.dtype] += size
+        if one.grad_dtype is not None:
+            grads[one.grad_dtype] += size
+        for key, dtype in one.states.items():
+            if key != "step":
+                states[dtype] += size
+    losses = Counter(
+        dtype
+        for event in trace.events
+        if event.name == "backward" and not event.facts["is_nested"]
+        for dtype in event.facts["dtypes"]
+    )
+    is_scaled = any(event.name == "scaler.scale" and event.facts["is_enabled"] for event in trace.events)
+    params = _first(sizes)
+    words = {
+        "params": params,
+        "compute": _first(flops) if flops else params,
+        "loss": _first(losses),
+        "reduce": _first(grads) if grads else params,
+        "state": _first(states) if states else params,
+        "scaling": "dynamic" if is_scaled else "none",
+    }
+    try:
+        return Policy.parse(", ".join(f"{axis}={value}" for axis, value in words.items()))
+    except MezzotintError:  # a mixture that no policy describes: the rules judge each part anyway
+        return Policy(compute=words["compute"])
+
+
+def _first(counter: Counter[str]) -> str:
+    return counter.most_common(1)[0][0] if counter else "float32"
+
+
+def _verdict(trace: Trace, findings: Sequence[Finding]) -> str:
+    errors = sum(one.severity is Severity.ERROR for one in findings)
+    warnings = sum(one.severity is Severity.WARNING for one in findings)
+    if not trace.steps and not any(event.name == "backward" for event in trace.events):
+        return "no training step was seen"
+    said = [
+        f"{number} {noun}{'s' if number > 1 else ''}"
+        for number, noun in ((errors, "error"), (warnings, "warning"))
+        if number
+    ]
+    steps = sum(not step.is_skipped for step in trace.steps)
+    over = f"{steps} step{'s' if steps != 1 else ''}"
+    return f"{' and '.join(said)} in {over}" if said else f"nothing wrong found in {over}"

@@ -1,0 +1,1 @@
+"""What really ran: every operation of a training step, recorded and never judged."""

@@ -1,0 +1,105 @@
+"""Where NaN and infinity are born: the operation that made them out of finite numbers, and whether float32 would too."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mezzotint.kernels.tensors import range_stats
+from mezzotint.trace.record import Birth
+
+if TYPE_CHECKING:
+    from mezzotint.trace.mode import Entry
+
+_LOW = (torch.float16, torch.bfloat16)
+_MAX_BIRTHS = 200
+
+
+class Births:
+    """Collects births. An operation is looked at only when its output holds something that is not finite."""
+
+    def __init__(self) -> None:
+        self.found: list[Birth] = []
+        self._not_finite: set[int] = set()  # operations whose output was not finite
+        self._seen: set[int] = set()
+
+    def check(
+        self,
+        index: int,
+        entry: "Entry",
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        inputs: Sequence[Tensor],
+        producers: Sequence[int],
+        output: Tensor,
+    ) -> None:
+        """Note operation `index`, whose `output` is not finite, if its inputs were."""
+        self._not_finite.add(index)
+        if entry.index in self._seen or len(self.found) >= _MAX_BIRTHS or _asks_for_it(args, kwargs):
+            return
+        written = {id(args[place]) for place in entry.traits.written if isinstance(place, int) and place < len(args)}
+        ranges = []
+        for tensor, producer in zip(inputs, producers, strict=True):
+            if producer in self._not_finite:
+                return
+            if id(tensor) in written or not tensor.is_floating_point():
+                continue  # what was there before is gone; its producer was finite, or unknown
+            stats = range_stats(tensor)
+            if not stats.is_finite:
+                return
+            ranges.append((str(tensor.dtype).removeprefix("torch."), stats.smallest, stats.amax))
+        self._seen.add(entry.index)
+        wide, wide_amax = _in_float32(entry, func, args, kwargs, inputs)
+        found = range_stats(output)
+        self.found.append(
+            Birth(
+                operation=index,
+                nans=found.nans,
+                infinities=found.infinities,
+                inputs=tuple(ranges),
+                wide=wide,
+                wide_amax=wide_amax,
+            )
+        )
+
+
+def _asks_for_it(args: Any, kwargs: Any) -> bool:
+    """Whether an infinity or NaN is among the arguments: a mask, a sentinel."""
+    return any(isinstance(value, float) and not math.isfinite(value) for value in (*args, *kwargs.values()))
+
+
+def _in_float32(
+    entry: "Entry", func: Any, args: Any, kwargs: Any, inputs: Sequence[Tensor]
+) -> tuple[str, float | None]:
+    """Return what the operation gives in float32, and the largest magnitude there."""
+    if not any(dtype in _LOW for dtype, _ in (*entry.inputs, *entry.outputs)):
+        return "not finite", None
+    if entry.traits.is_copy:  # a cast: its input is what float32 holds
+        amax = max((range_stats(tensor).amax for tensor in inputs if tensor.is_floating_point()), default=None)
+        return "finite", amax
+    if entry.traits.is_random or entry.traits.written:
+        return "unknown", None
+    try:
+        with torch.no_grad(), torch._C._DisableAutocast():
+            out = func(*[_widened(value) for value in args], **{k: _widened(v) for k, v in kwargs.items()})
+    except (RuntimeError, TypeError, NotImplementedError):
+        return "unknown", None
+    wide = [value for value in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(value, Tensor)]
+    stats = [range_stats(value) for value in wide if value.is_floating_point()]
+    if not stats:
+        return "unknown", None
+    is_finite = all(one.is_finite for one in stats)
+    return "finite" if is_finite else "not finite", max(one.amax for one in stats)
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in _LOW else value
+    if isinstance(value, torch.dtype):
+        return torch.float32 if value in _LOW else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_widened(item) for item in value)
+    return value

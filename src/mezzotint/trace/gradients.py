@@ -1,0 +1,91 @@
+"""Which gradients carry a loss scale: known optimizers, what each backward pass wrote, and what unscaling took off."""
+
+import gc
+from collections.abc import Iterable, Iterator
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Fingerprint = tuple[int, int]
+
+
+class Gradients:
+    """Follows `.grad` of every weight that an optimizer holds, by address and version."""
+
+    def __init__(self) -> None:
+        self.optimizers: WeakSet[Optimizer] = WeakSet()
+        self._scaled: dict[int, int] = {}  # id of a weight -> version of its scaled gradient
+        self.mixed: bool = False
+
+    def find_optimizers(self) -> None:
+        """Add the optimizers that exist already."""
+        for one in gc.get_objects():
+            if issubclass(type(one), Optimizer):
+                self.optimizers.add(one)
+
+    def weights(self) -> Iterator[Tensor]:
+        """Yield the weights of all known optimizers."""
+        for optimizer in list(self.optimizers):
+            yield from weights_of(optimizer)
+
+    def before_backward(self) -> dict[int, Fingerprint]:
+        """Return how each gradient looks now."""
+        return {id(weight): _fingerprint(weight.grad) for weight in self.weights() if weight.grad is not None}
+
+    def after_backward(self, before: dict[int, Fingerprint], *, is_scaled: bool) -> tuple[int, int]:
+        """Note the gradients that a backward pass wrote; return how many, and how many then mix scaled and unscaled."""
+        written = mixed = 0
+        for weight in self.weights():
+            if weight.grad is None:
+                self._scaled.pop(id(weight), None)
+                continue
+            old = before.get(id(weight))
+            if old == _fingerprint(weight.grad):
+                continue
+            written += 1
+            was_scaled = id(weight) in self._scaled
+            if old is not None and was_scaled != is_scaled and weight.grad.numel() and old[0] != 0:
+                mixed += 1
+            if is_scaled:
+                self._scaled[id(weight)] = 1
+            else:
+                self._scaled.pop(id(weight), None)
+        return written, mixed
+
+    def forget(self, weights: Iterable[Tensor]) -> None:
+        """Note that these gradients carry no scale any more: unscaled, or zeroed."""
+        for weight in weights:
+            self._scaled.pop(id(weight), None)
+
+    def num_scaled(self, weights: Iterable[Tensor]) -> int:
+        """Return how many of these weights have a gradient that still carries the scale."""
+        return sum(weight.grad is not None and id(weight) in self._scaled for weight in weights)
+
+    def scaled_addresses(self) -> set[int]:
+        """Return where the scaled gradients lie."""
+        if not self._scaled:
+            return set()
+        return {
+            weight.grad.data_ptr()
+            for weight in self.weights()
+            if id(weight) in self._scaled and weight.grad is not None and weight.grad.layout is torch.strided
+        }
+
+    def owners_of(self, grads: Iterable[Tensor]) -> list[Tensor]:
+        """Return the weights whose `.grad` these tensors are."""
+        sought = {id(grad) for grad in grads}
+        return [weight for weight in self.weights() if weight.grad is not None and id(weight.grad) in sought]
+
+
+def weights_of(optimizer: Any) -> Iterator[Tensor]:
+    """Yield an optimizer's weights."""
+    for group in getattr(optimizer, "param_groups", ()):
+        yield from (weight for weight in group["params"] if isinstance(weight, Tensor))
+
+
+def _fingerprint(grad: Tensor) -> Fingerprint:
+    address = grad.data_ptr() if grad.layout is torch.strided and not grad.is_meta else id(grad)
+    return address, grad._version

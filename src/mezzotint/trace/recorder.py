@@ -1,0 +1,353 @@
+"""Recorder: everything that is installed while a training program is watched, and the trace that comes of it.
+
+    with Recorder(steps=3) as recorder:
+        train()
+    trace = recorder.trace()
+
+Installed are: a dispatch mode (in this thread and in those started while it watches), global hooks on modules and
+optimizers, and the patches of `mezzotint.trace.protocol`. All of it is taken back on the way out, whatever happened.
+After `steps` steps, the next backward pass raises `Enough`, which ends a program as Ctrl-C would.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from mezzotint.trace.gradients import weights_of
+from mezzotint.trace.lanes import Lane, Lanes, Place, Region
+from mezzotint.trace.mode import RecordingMode, Tape, call_of, dtype_name
+from mezzotint.trace.module_names import ModuleNames
+from mezzotint.trace.patches import Patches
+from mezzotint.trace.protocol import Protocol
+from mezzotint.trace.ranges import tally_of
+from mezzotint.trace.record import Operation, ParameterRecord, StepRecord, Trace, parameter_producer
+from mezzotint.trace.sites import Sites
+
+# Python keeps one list of what runs after a fork and never drops from it, so one function serves all recorders.
+_active: list["Recorder"] = []
+
+
+class Enough(BaseException):
+    """Raised inside the watched program when as many steps as wanted were seen."""
+
+
+class Recorder:
+    """Watches one training program. `steps` is None to watch until the end; `has_ranges` measures every output."""
+
+    def __init__(self, *, steps: int | None = None, has_ranges: bool = True) -> None:
+        self._max_steps = steps
+        self._has_ranges = has_ranges
+        self._patches = Patches()
+        self._removers: list[Callable[[], None]] = []
+        self._mode: RecordingMode | None = None
+        self._lanes = Lanes()
+        self._names = ModuleNames()
+        self._tape = Tape(self._lanes, self._names, Sites(), has_ranges=has_ranges)
+        self._protocol = Protocol(self._tape, on_backward=self._before_backward, on_step=self._after_step)
+        self._steps: list[StepRecord] = []
+        self._step_start = (0, 0.0)
+        self._has_backward = False
+        self._pending: list[Any] = []
+        self._weights: dict[int, tuple[int, str, Tensor]] = {}
+        self._parameters: list[ParameterRecord] = []
+        self.notes: list[str] = []
+
+    # context
+
+    def __enter__(self) -> "Recorder":
+        """Install everything. Raises RuntimeError when another recorder is at work."""
+        if _active:
+            raise RuntimeError("a recorder is at work already; leave the outer one before the next")
+        _active.append(self)
+        self._open_regions()
+        self._protocol.install()
+        # torch calls its own step hooks for every optimizer class, but wraps each class once, when it is first built
+        self._removers += [
+            register_module_forward_pre_hook(self._enter_module).remove,
+            register_module_forward_hook(self._leave_module, always_call=True).remove,
+            register_optimizer_step_pre_hook(self._before_optimizer).remove,
+            register_optimizer_step_post_hook(self._after_optimizer).remove,
+        ]
+        self._patches.wrap(threading.Thread, "_bootstrap_inner", self._in_thread)
+        self._step_start = (0, perf_counter())
+        self._mode = RecordingMode(self._tape)
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Take everything back."""
+        if self._mode is not None:
+            self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
+            self._mode = None
+        self._tape.is_active = False
+        for remove in reversed(self._removers):
+            remove()
+        self._removers.clear()
+        self._patches.undo()
+        self._protocol.remove()
+        if self in _active:
+            _active.remove(self)
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps that have ended."""
+        return len(self._steps)
+
+    @property
+    def has_seen_operations(self) -> bool:
+        """Whether anything at all was recorded."""
+        return bool(self._tape.log)
+
+    def _open_regions(self) -> None:
+        """Take over autocast regions that were entered before."""
+        lane = self._lanes.mine()
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                dtype = dtype_name(torch.get_autocast_dtype(device))
+                lane.regions.append(Region(device, dtype, torch.is_autocast_cache_enabled(), (), False))
+
+    def _in_thread(self, original: Callable[..., Any], thread: threading.Thread) -> None:
+        with RecordingMode(self._tape):
+            original(thread)
+
+    # modules
+
+    def _enter_module(self, module: nn.Module, _args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        lane = self._lanes.mine()
+        known = self._names.find(module)
+        if known is None:
+            parent = lane.owners[-1] if lane.owners else None
+            known = self._names.name(
+                module, parent if isinstance(parent, nn.Module) else None, sys._getframe(1) if parent is None else None
+            )
+            self._know_weights()
+        lane.modules.append(known)
+        lane.owners.append(module)
+
+    def _leave_module(self, module: nn.Module, _args: Any, _output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        lane = self._lanes.mine()
+        while lane.owners:  # a pre-hook that raised left its module standing
+            owner = lane.owners.pop()
+            lane.modules.pop()
+            if owner is module:
+                break
+
+    def _know_weights(self, optimizer: Any = None) -> None:
+        """Give every weight that is reachable a number and a name."""
+        found = list(weights_of(optimizer)) if optimizer is not None else []
+        for module in list(self._names.modules()):
+            found.extend(weight for weight in module._parameters.values() if weight is not None)
+        makers = self._tape.makers
+        for weight in found:
+            if id(weight) in self._weights:
+                continue
+            index = len(self._weights)
+            name = self._names.parameters.get(id(weight), f"parameter {index}")
+            self._weights[id(weight)] = (index, name, weight)
+            address = _address(weight)
+            if address:
+                makers[address] = parameter_producer(index)
+                self._tape.updates.names[address] = (name, "weight")
+
+    # steps
+
+    def _before_backward(self) -> None:
+        if self._max_steps is not None and len(self._steps) >= self._max_steps:
+            raise Enough
+        self._has_backward = True
+
+    def _before_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        lane = self._lanes.mine()
+        facts = self._protocol.before_step(optimizer, lane)
+        first = len(self._tape.log)
+        self._know_weights(optimizer)
+        samples: list[tuple[Tensor, Tensor, str]] = []
+        with lane.paused(), torch.no_grad():
+            for weight in weights_of(optimizer):
+                _, name, _ = self._weights[id(weight)]
+                sample = self._tape.updates.sample(weight) if self._has_ranges else None
+                if sample is not None:
+                    samples.append((weight, sample, name))
+            self._record_weights(optimizer)
+        self._pending.append((facts, first, samples))
+        lane.base, lane.update_depth = len(lane.modules), lane.update_depth + 1
+        place = next((p for p, value in enumerate(args) if p and callable(value)), None)
+        if place is not None:
+            return (*args[:place], self._outside_update(args[place], lane), *args[place + 1 :]), kwargs
+        if callable(kwargs.get("closure")):
+            return args, {**kwargs, "closure": self._outside_update(kwargs["closure"], lane)}
+        return None
+
+    def _outside_update(self, closure: Callable[[], Any], lane: Lane) -> Callable[[], Any]:
+        """Return a closure whose operations count as forward and backward, though an optimizer calls it."""
+
+        def watched() -> Any:
+            depth, lane.update_depth = lane.update_depth, 0
+            try:
+                return closure()
+            finally:
+                lane.update_depth = depth
+
+        return watched
+
+    def _after_optimizer(self, optimizer: Any, _args: Any, _kwargs: Any) -> None:
+        lane = self._lanes.mine()
+        lane.update_depth = max(0, lane.update_depth - 1)
+        if not self._pending:
+            return
+        facts, first, samples = self._pending.pop()
+        place = Place("", self._tape.sites.here(sys._getframe(1)))
+        with lane.paused(), torch.no_grad():
+            for weight, sample, name in samples:
+                self._tape.updates.compare(weight, sample, name, place)
+            for weight, states in getattr(optimizer, "state", {}).items():
+                if isinstance(weight, Tensor) and id(weight) in self._weights and isinstance(states, dict):
+                    self._know_states(weight, states)
+            self._add_states(optimizer)
+        self._protocol.after_step(facts, first, lane, depth=3)
+
+    def _know_states(self, weight: Tensor, states: dict[str, Any]) -> None:
+        name = self._weights[id(weight)][1]
+        for key, value in states.items():
+            if isinstance(value, Tensor):
+                self._tape.updates.names.setdefault(_address(value), (f"{name}: {key}", "state"))
+
+    def _record_weights(self, optimizer: Any) -> None:
+        """Note dtypes and ranges of weights and gradients as the optimizer finds them; the last time counts."""
+        for weight in weights_of(optimizer):
+            index, name, _ = self._weights[id(weight)]
+            grad = weight.grad
+            record = ParameterRecord(
+                index=index,
+                name=name,
+                shape=tuple(weight.shape),
+                dtype=dtype_name(weight.dtype),
+                grad_dtype=dtype_name(grad.dtype) if grad is not None else None,
+                optimizer=type(optimizer).__name__,
+                states={},
+                weight=tally_of(weight) if self._has_ranges else None,
+                grad=tally_of(grad) if self._has_ranges and grad is not None else None,
+            )
+            while len(self._parameters) <= index:
+                self._parameters.append(record)
+            self._parameters[index] = record
+
+    def _add_states(self, optimizer: Any) -> None:
+        for weight in weights_of(optimizer):
+            states = optimizer.state.get(weight, {})
+            found = {key: dtype_name(v.dtype) for key, v in states.items() if isinstance(v, Tensor)}
+            index = self._weights[id(weight)][0]
+            record = self._parameters[index]
+            self._parameters[index] = _with_states(record, found)
+
+    def _after_step(self, optimizer: str, is_skipped: bool, loss: float | None) -> None:
+        """End a step; an optimizer that steps right after another, without a backward pass between, extends it."""
+        first, start = self._step_start
+        if not self._has_backward and self._steps:
+            last = self._steps[-1]
+            self._steps[-1] = _extended(last, len(self._tape.log), optimizer)
+            return
+        self._has_backward = False
+        now = perf_counter()
+        self._steps.append(
+            StepRecord(
+                index=len(self._steps),
+                first=first,
+                end=len(self._tape.log),
+                seconds=now - start,
+                optimizers=(optimizer,),
+                is_skipped=is_skipped,
+                loss=loss,
+            )
+        )
+        self._step_start = (len(self._tape.log), now)
+        self._tape.step = len(self._steps)
+
+    # result
+
+    def trace(self) -> Trace:
+        """Return what was recorded; the program may still be under way."""
+        calls = [call_of(entry) for entry in self._tape.entries]
+        operations = [
+            Operation(
+                index=index,
+                step=step,
+                call=calls[entry.index],
+                producers=producers,
+                numbers=numbers,
+                seconds=seconds,
+                thread=thread,
+                error=error,
+            )
+            for index, (entry, step, producers, numbers, seconds, thread, error) in enumerate(self._tape.log)
+        ]
+        return Trace(
+            facts=_machine(),
+            calls=calls,
+            operations=operations,
+            events=list(self._protocol.events),
+            steps=list(self._steps),
+            parameters=self._known_parameters(),
+            updates=self._tape.updates.records(self._tape.step),
+            births=list(self._tape.births.found),
+            modules=self._names.classes(),
+            notes=list(self.notes),
+            scaled_reads=list(self._tape.scaled_reads),
+        )
+
+    def _known_parameters(self) -> list[ParameterRecord]:
+        stepped = {record.index: record for record in self._parameters}
+        return [
+            stepped.get(index)
+            or ParameterRecord(
+                index=index, name=name, shape=tuple(weight.shape), dtype=dtype_name(weight.dtype), grad_dtype=None,
+                optimizer=None, states={}, weight=None, grad=None,
+            )
+            for index, name, weight in self._weights.values()
+        ]  # fmt: skip
+
+
+def _with_states(record: ParameterRecord, states: dict[str, str]) -> ParameterRecord:
+    return replace(record, states=states)
+
+
+def _extended(step: StepRecord, end: int, optimizer: str) -> StepRecord:
+    return replace(step, end=end, optimizers=(*step.optimizers, optimizer))
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _after_fork() -> None:
+    """Stop recording in a forked child: a DataLoader's worker, say."""
+    for recorder in _active:
+        recorder._tape.is_active = False
+    _active.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,131 @@
+"""What is known about an ATen operation from its schema: what it writes, whether it is a view, a cast, random; its cost.
+
+FLOPs of products, convolutions and attention come from the formulas of `torch.utils.flop_counter`; elementwise
+operations and reductions count one per element. What has neither has no figure.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import flop_counter
+
+from mezzotint.trace.record import Kind
+
+_MAKERS = frozenset(
+    {
+        "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted", "zeros", "zeros_like",
+        "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "arange", "rand", "rand_like",
+        "randn", "randn_like", "randint", "randint_like", "randperm", "eye", "linspace", "logspace", "scalar_tensor",
+        "normal_", "uniform_", "random_", "bernoulli_", "zero_", "fill_", "_foreach_zero_", "lift_fresh", "tril_indices",
+        "triu_indices", "normal", "bernoulli", "exponential_", "set_", "resize_", "_foreach_fill_", "trunc_normal_",
+    }
+)  # fmt: skip
+_UNWRITTEN = frozenset(
+    {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted", "set_", "resize_"}
+)
+_CASTS = frozenset({"_to_copy", "to"})
+_COPIES = frozenset({"copy_", "_foreach_copy_", "clone", "contiguous", "detach", "alias", "lift_fresh_copy"})
+_REDUCTIONS = frozenset(
+    {"sum", "mean", "amax", "amin", "max", "min", "prod", "var", "std", "norm", "linalg_vector_norm"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What an operation does, whatever it is called with. `written` are the positions and names of written arguments;
+    a marker is no operation but a note for the profiler."""
+
+    op: str
+    name: str
+    kind: Kind
+    is_view: bool
+    is_random: bool
+    is_unwritten: bool
+    is_copy: bool
+    written: tuple[int | str, ...]
+    cost: Callable[..., Any] | None
+    is_elementwise: bool
+    is_marker: bool
+
+
+def traits_of(func: Any) -> Traits:
+    """Return the traits of an operation (an OpOverload, or a higher-order operator)."""
+    schema = getattr(func, "_schema", None)
+    if schema is None:
+        name = str(func)
+        return Traits(name, name, Kind.COMPUTE, False, True, False, False, (), None, False, False)
+    namespace, _, base = schema.name.partition("::")
+    written = tuple(
+        argument.name if argument.kwarg_only else position
+        for position, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+    tags = func.tags
+    if func.is_view or base in ("detach", "alias", "lift_fresh"):
+        kind = Kind.VIEW
+    elif base in _MAKERS:
+        kind = Kind.MAKE
+    elif base in _CASTS:
+        kind = Kind.CAST
+    else:
+        kind = Kind.COMPUTE
+    return Traits(
+        op=f"{namespace}.{base}.{schema.overload_name or 'default'}",
+        name=base,
+        kind=kind,
+        is_view=kind is Kind.VIEW,
+        is_random=torch.Tag.nondeterministic_seeded in tags,
+        is_unwritten=base in _UNWRITTEN,
+        is_copy=base in _COPIES or base in _CASTS,
+        written=written,
+        cost=_COSTS.get(func.overloadpacket),
+        is_elementwise=torch.Tag.pointwise in tags or torch.Tag.reduction in tags or base in _REDUCTIONS,
+        is_marker=namespace == "profiler",
+    )
+
+
+def flops_of(traits: Traits, args: Any, kwargs: Any, out: Any, largest: int) -> int | None:
+    """Return the FLOPs of one execution, None where they are not known; `largest` elements go in or come out."""
+    if traits.kind in (Kind.VIEW, Kind.CAST, Kind.MAKE) or traits.is_copy:
+        return 0
+    if traits.cost is not None:
+        try:
+            return int(traits.cost(*args, **kwargs, out_val=out))
+        except (TypeError, ValueError, AssertionError, AttributeError, IndexError):
+            return None  # a formula that does not fit this call is no formula
+    return largest if traits.is_elementwise else None
+
+
+def _lstm_flops(
+    input: Tensor, weight0: Tensor, weight1: Tensor, *_args: Any, out_val: Any = None, **_kwargs: Any
+) -> int:
+    """Return the FLOPs of one layer of `mkldnn_rnn_layer`: two products per time step."""
+    steps = input.shape[0] * input.shape[1]
+    return 2 * steps * (weight0.shape[0] * weight0.shape[1] + weight1.shape[0] * weight1.shape[1])
+
+
+_sdpa_flops: Callable[..., int] = flop_counter.sdpa_flop_count
+_sdpa_backward_flops: Callable[..., int] = flop_counter.sdpa_backward_flop_count
+
+
+def _attention_flops(
+    query: Tensor, key: Tensor, value: Tensor, *_args: Any, out_val: Any = None, **_kwargs: Any
+) -> int:
+    return int(_sdpa_flops(query.shape, key.shape, value.shape))
+
+
+def _attention_backward_flops(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_args: Any, out_val: Any = None, **_kwargs: Any
+) -> int:
+    return int(_sdpa_backward_flops(grad.shape, query.shape, key.shape, value.shape))
+
+
+_COSTS: dict[Any, Callable[..., Any]] = {
+    **flop_counter.flop_registry,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
+}

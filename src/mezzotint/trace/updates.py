@@ -1,0 +1,181 @@
+"""Lost updates: which share of the changes that a weight, a state or an average was to receive rounding threw away.
+
+A tensor in a compact format that is updated in place is followed exactly: the operation is run a second time on float32
+copies of what it read, and an element is lost if that would have moved it and the stored one stayed. Float32 weights
+are followed on a sample, for the question what would be lost if they were stored in a compact format.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mezzotint.trace.record import Site, UpdateRecord
+
+if TYPE_CHECKING:
+    from mezzotint.trace.lanes import Place
+    from mezzotint.trace.mode import Tape
+    from mezzotint.trace.traits import Traits
+
+_LOW = (torch.bfloat16, torch.float16)
+_SOUGHT = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_WHOLE = 65536  # elements up to which a weight is looked at whole
+_LINE = 16  # float32 elements in a line of memory
+_PLAIN = ("add", "sub", "mul", "div", "lerp", "addcmul", "addcdiv", "axpby")
+_UPDATES = frozenset(
+    [f"{name}_" for name in _PLAIN] + [f"_foreach_{name}_" for name in _PLAIN]
+)  # and whatever begins with `_fused_`
+
+
+@dataclass(slots=True, eq=False)
+class Watched:
+    """An update that is about to run: its arguments in float32, and the tensors that it writes, as they were."""
+
+    args: Any
+    kwargs: Any
+    stored: list[Tensor]
+    before: list[Tensor | None]
+
+
+@dataclass(slots=True, eq=False)
+class _Total:
+    """What was found about one tensor so far."""
+
+    name: str
+    role: str
+    dtype: str
+    op: str
+    site: Site
+    module: str
+    is_sampled: bool
+    steps: set[int] = field(default_factory=set)
+    count: int = 0
+    lost: int = 0
+    would_be_lost: dict[str, int] = field(default_factory=dict)
+
+
+class Updates:
+    """Follows in-place updates outside forward and backward."""
+
+    def __init__(self, tape: "Tape") -> None:
+        self._tape = tape
+        self._totals: dict[tuple[Any, ...], _Total] = {}
+        self.names: dict[int, tuple[str, str]] = {}  # address -> name and role of weights and optimizer states
+
+    def before(self, traits: "Traits", args: Any, kwargs: Any) -> Watched | None:
+        """Copy what an update reads, if it writes a tensor in a compact format."""
+        if traits.name not in _UPDATES and not traits.name.startswith("_fused_"):
+            return None
+        written = _written(traits, args)
+        if not any(tensor.dtype in _LOW and not tensor.is_meta for tensor in written):
+            return None
+        copies: dict[int, Tensor] = {}
+        wide_args = [_copied(value, copies) for value in args]
+        wide_kwargs = {key: _copied(value, copies) for key, value in kwargs.items()}
+        before = [tensor.detach().clone() if tensor.dtype in _LOW else None for tensor in written]
+        return Watched(wide_args, wide_kwargs, written, before)
+
+    def after(self, watched: Watched, traits: "Traits", func: Callable[..., Any], place: "Place") -> None:
+        """Compare what was stored with what float32 would have got."""
+        try:
+            with torch.no_grad(), torch._C._DisableAutocast():
+                func(*watched.args, **watched.kwargs)
+        except (RuntimeError, TypeError):
+            return  # the operation does not take float32 copies: nothing is known
+        wide = _written(traits, watched.args)
+        for tensor, old, intended in zip(watched.stored, watched.before, wide, strict=True):
+            if old is None:
+                continue
+            should_move = intended != old.float()
+            lost = should_move & (tensor == old)
+            name, role = self.names.get(tensor.data_ptr(), (f"tensor {list(tensor.shape)}", "copy"))
+            key = (name, role, traits.name, id(place.site), tensor.data_ptr() if role == "copy" else 0)
+            total = self._totals.get(key)
+            if total is None:
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                total = self._totals[key] = _Total(name, role, dtype, traits.op, place.site, place.module, False)
+            total.steps.add(self._tape.step)
+            total.count += int(should_move.sum())
+            total.lost += int(lost.sum())
+
+    def sample(self, weight: Tensor) -> Tensor | None:
+        """Return a copy of a sample of a float32 weight: whole lines of memory, every sixteenth of a large one."""
+        if weight.dtype is not torch.float32 or weight.is_meta or not weight.is_contiguous() or not weight.numel():
+            return None
+        return _sampled(weight).clone()
+
+    def compare(self, weight: Tensor, old: Tensor, name: str, place: "Place") -> None:
+        """Add what the change of a weight since `sample` would have become in compact formats."""
+        new = _sampled(weight)
+        change = new - old
+        moved = change != 0
+        key = (name, "weight", "step", 0, 0)
+        total = self._totals.get(key)
+        if total is None:
+            is_sampled = old.numel() != weight.numel()
+            total = self._totals[key] = _Total(
+                name, "weight", "float32", "optimizer.step", place.site, name.rpartition(".")[0], is_sampled
+            )
+        total.steps.add(self._tape.step)
+        total.count += int(moved.sum())
+        for format_name, dtype in _SOUGHT.items():
+            stored = old.to(dtype)
+            stays = ((stored.float() + change).to(dtype) == stored) & moved
+            total.would_be_lost[format_name] = total.would_be_lost.get(format_name, 0) + int(stays.sum())
+
+    def records(self, last_step: int) -> list[UpdateRecord]:
+        """Return what was found. A copy counts only if it was updated in two steps: others are passing results."""
+        return [
+            UpdateRecord(
+                name=total.name,
+                role=total.role,
+                dtype=total.dtype,
+                op=total.op,
+                site=total.site,
+                module=total.module,
+                steps=len(total.steps),
+                count=total.count,
+                lost=total.lost,
+                would_be_lost=dict(total.would_be_lost),
+                is_sampled=total.is_sampled,
+            )
+            for total in self._totals.values()
+            if total.count and (total.role != "copy" or len(total.steps) > 1 or last_step < 1)
+        ]
+
+
+def _sampled(weight: Tensor) -> Tensor:
+    flat = weight.detach().view(-1)
+    if flat.numel() <= _WHOLE:
+        return flat
+    stride = _LINE * 16
+    return flat.as_strided((flat.numel() // stride, _LINE), (stride, 1))
+
+
+def _listed(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [item for item in value if isinstance(item, Tensor)] if isinstance(value, (list, tuple)) else []
+
+
+def _copied(value: Any, copies: dict[int, Tensor]) -> Any:
+    """Return arguments with each tensor copied once, the compact ones into float32."""
+    if isinstance(value, Tensor):
+        known = copies.get(id(value))
+        if known is None:
+            known = copies[id(value)] = value.detach().float() if value.dtype in _LOW else value.detach().clone()
+        return known
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(item, copies) for item in value)
+    return value
+
+
+def _written(traits: "Traits", args: Any) -> list[Tensor]:
+    """Return the tensors that an operation writes, in the order of its arguments."""
+    return [
+        tensor
+        for place in traits.written
+        for tensor in _listed(args[place] if isinstance(place, int) and place < len(args) else None)
+    ]
