@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from mezzotint.cli.audit import audit
 from mezzotint.cli.bench import bench
 from mezzotint.cli.demo import demo
 from mezzotint.cli.doctor import doctor
 from mezzotint.cli.formats import formats
+from mezzotint.cli.rules import rules
 from mezzotint.cli.train import train
 from mezzotint.errors import MezzotintError
 from mezzotint.version import package_version
@@ -21,8 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (doctor, formats, bench, train, demo):
+for command in (doctor, formats, bench, train, demo, rules):
     app.command()(command)
+# what follows the script's name is the script's
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)(audit)
 
 
 def _print_version(is_wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""Where NaN and infinity are born: the operation that made them out of finite numbers, and whether float32 would too."""
+"""Where NaN and infinity are born: which operation made them of finite numbers, and whether float32 would too."""
 
 import math
 from collections.abc import Sequence

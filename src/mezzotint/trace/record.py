@@ -122,7 +122,7 @@ class Call:
 
     @property
     def format(self) -> str | None:
-        """The floating-point dtype of the largest tensor that it reads, else writes; the widest among equals; else None.
+        """The floating-point dtype of the largest tensor that it reads, else writes; the widest among equals.
 
         A product of bfloat16 operands is "bfloat16" whatever it adds or writes; autocast makes its operands alike.
         """
@@ -261,8 +261,8 @@ class Trace:
     """A few steps of a training program, recorded.
 
     `command` is what was run; `facts` describe the machine and versions; `notes` say what was not seen and why.
-    `modules` maps each module path that was called to its class name. `scaled_reads` are the operations outside backward
-    that read gradients which still carried the loss scale.
+    `modules` maps each module path that was called to its class name. `scaled_reads` are the operations outside
+    backward that read gradients which still carried the loss scale.
     """
 
     command: str = ""

@@ -12,6 +12,7 @@ After `steps` steps, the next backward pass raises `Enough`, which ends a progra
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
@@ -31,6 +32,8 @@ from mezzotint.trace.protocol import Protocol
 from mezzotint.trace.ranges import tally_of
 from mezzotint.trace.record import Operation, ParameterRecord, StepRecord, Trace, parameter_producer
 from mezzotint.trace.sites import Sites
+
+_ABOUT_HOOKS = "Using `torch.compile.*when there are global hooks"
 
 # Python keeps one list of what runs after a fork and never drops from it, so one function serves all recorders.
 _active: list["Recorder"] = []
@@ -59,6 +62,8 @@ class Recorder:
         self._pending: list[Any] = []
         self._weights: dict[int, tuple[int, str, Tensor]] = {}
         self._parameters: list[ParameterRecord] = []
+        self._filter: Any = None
+        self._compiled: set[str] = set()
         self.notes: list[str] = []
 
     # context
@@ -78,6 +83,9 @@ class Recorder:
             register_optimizer_step_post_hook(self._after_optimizer).remove,
         ]
         self._patches.wrap(threading.Thread, "_bootstrap_inner", self._in_thread)
+        self._patches.wrap(torch, "compile", self._compile)
+        warnings.filterwarnings("ignore", message=_ABOUT_HOOKS)
+        self._filter = warnings.filters[0]
         self._step_start = (0, perf_counter())
         self._mode = RecordingMode(self._tape)
         self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -89,6 +97,8 @@ class Recorder:
             self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
             self._mode = None
         self._tape.is_active = False
+        if self._filter in warnings.filters:
+            warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
         for remove in reversed(self._removers):
             remove()
         self._removers.clear()
@@ -114,6 +124,13 @@ class Recorder:
             if torch.is_autocast_enabled(device):
                 dtype = dtype_name(torch.get_autocast_dtype(device))
                 lane.regions.append(Region(device, dtype, torch.is_autocast_cache_enabled(), (), False))
+
+    def _compile(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        made = args[0] if args else kwargs.get("model")
+        self._compiled.add(
+            type(made).__name__ if isinstance(made, nn.Module) else getattr(made, "__qualname__", "a function")
+        )
+        return original(*args, **kwargs)
 
     def _in_thread(self, original: Callable[..., Any], thread: threading.Thread) -> None:
         with RecordingMode(self._tape):
@@ -165,6 +182,8 @@ class Recorder:
     # steps
 
     def _before_backward(self) -> None:
+        if not self._tape.is_active:
+            return  # a forked child, whose steps are its own
         if self._max_steps is not None and len(self._steps) >= self._max_steps:
             raise Enough
         self._has_backward = True
@@ -304,9 +323,24 @@ class Recorder:
             updates=self._tape.updates.records(self._tape.step),
             births=list(self._tape.births.found),
             modules=self._names.classes(),
-            notes=list(self.notes),
+            notes=[*self.notes, *self._notes()],
             scaled_reads=list(self._tape.scaled_reads),
         )
+
+    def _notes(self) -> list[str]:
+        """Return what was not seen, as far as the recorder knows."""
+        compiled = set(self._compiled)
+        for name, kind in self._names.classes().items():
+            if kind == "OptimizedModule":
+                compiled.add(name)
+        if not compiled and any((entry.node or "").startswith("CompiledFunction") for entry in self._tape.entries):
+            compiled.add("a function")
+        if not compiled:
+            return []
+        return [
+            f"{', '.join(sorted(compiled))} ran under torch.compile: of its graphs only the kernels that they call one by "
+            "one (products, convolutions, attention) were seen; what is fused into one kernel was not"
+        ]
 
     def _known_parameters(self) -> list[ParameterRecord]:
         stepped = {record.index: record for record in self._parameters}

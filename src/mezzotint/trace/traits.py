@@ -1,4 +1,4 @@
-"""What is known about an ATen operation from its schema: what it writes, whether it is a view, a cast, random; its cost.
+"""What is known about an ATen operation from its schema: what it writes, whether it is a view or random; its cost.
 
 FLOPs of products, convolutions and attention come from the formulas of `torch.utils.flop_counter`; elementwise
 operations and reductions count one per element. What has neither has no figure.
@@ -16,11 +16,11 @@ from mezzotint.trace.record import Kind
 
 _MAKERS = frozenset(
     {
-        "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted", "zeros", "zeros_like",
-        "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "arange", "rand", "rand_like",
+        "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted", "zeros",
+        "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "arange", "rand", "rand_like",
         "randn", "randn_like", "randint", "randint_like", "randperm", "eye", "linspace", "logspace", "scalar_tensor",
-        "normal_", "uniform_", "random_", "bernoulli_", "zero_", "fill_", "_foreach_zero_", "lift_fresh", "tril_indices",
-        "triu_indices", "normal", "bernoulli", "exponential_", "set_", "resize_", "_foreach_fill_", "trunc_normal_",
+        "normal_", "uniform_", "random_", "bernoulli_", "zero_", "fill_", "_foreach_zero_", "lift_fresh",
+        "tril_indices", "triu_indices", "normal", "bernoulli", "exponential_", "set_", "resize_", "_foreach_fill_", "trunc_normal_",
     }
 )  # fmt: skip
 _UNWRITTEN = frozenset(

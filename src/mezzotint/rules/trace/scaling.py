@@ -95,7 +95,8 @@ def _stepped_while_scaled(view: TraceView) -> Iterator[Finding]:
         yield view.finding(
             STEPPED_WHILE_SCALED.code,
             Severity.ERROR,
-            f"{event.facts['optimizer']}.step() applies {event.facts['num_scaled']} gradients that are still multiplied "
+            f"{event.facts['optimizer']}.step() applies {event.facts['num_scaled']} gradients that are "
+            "still multiplied "
             f"by the loss scale{_scale_text(view, event)}, and infinite ones are not skipped",
             event=event,
             advice="call scaler.step(optimizer); scaler.update() instead of optimizer.step()",
@@ -154,7 +155,8 @@ def _scaled_penalty(view: TraceView) -> Iterator[Finding]:
         yield view.finding(
             SCALED_PENALTY.code,
             Severity.ERROR,
-            f"gradients of a scaled loss go into another loss{_scale_text(view, event)} without being divided by the scale",
+            f"gradients of a scaled loss go into another loss{_scale_text(view, event)} without being divided "
+            "by the scale",
             event=event,
             operation=None,
             advice="multiply them by 1 / scaler.get_scale() first",
@@ -278,7 +280,8 @@ def _unsaved_scaler(view: TraceView) -> Iterator[Finding]:
             yield view.finding(
                 UNSAVED_SCALER.code,
                 Severity.WARNING,
-                "the checkpoint holds the optimizer's state and not the gradient scaler's: after a resume the loss scale "
+                "the checkpoint holds the optimizer's state and not the gradient scaler's: after a resume "
+                "the loss scale "
                 "starts from its initial value again",
                 event=event,
                 advice='save "scaler": scaler.state_dict() and load it',
@@ -291,7 +294,8 @@ def _unsaved_scaler(view: TraceView) -> Iterator[Finding]:
         yield view.finding(
             UNSAVED_SCALER.code,
             Severity.WARNING,
-            "the optimizer's state is restored and the gradient scaler's is not: the loss scale starts from its initial "
+            "the optimizer's state is restored and the gradient scaler's is not: the loss scale starts from "
+            "its initial "
             "value again",
             event=event,
             advice='save "scaler": scaler.state_dict() and load it',
@@ -351,7 +355,8 @@ CLIPPED_WHILE_SCALED = _rule(
 STEPPED_WHILE_SCALED = _rule(
     "MZ222", "step-past-the-scaler", "an optimizer applies gradients that still carry the loss scale", Severity.ERROR,
     "With SGD the learning rate is multiplied by the scale; infinite gradients go into the weights.",
-    "scaler.scale(loss).backward()\noptimizer.step()", "scaler.scale(loss).backward()\nscaler.step(optimizer)\nscaler.update()",
+    "scaler.scale(loss).backward()\noptimizer.step()",
+    "scaler.scale(loss).backward()\nscaler.step(optimizer)\nscaler.update()",
     "Let the scaler step the optimizer.", _stepped_while_scaled, (_AMP,),
 )  # fmt: skip
 UNSCALED_TWICE = _rule(

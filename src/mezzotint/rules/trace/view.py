@@ -80,7 +80,7 @@ class TraceView:
     def ancestors(
         self, operation: Operation, *, through: Callable[[Call], bool], depth: int = 30
     ) -> Iterator[Operation]:
-        """Yield what an operation's inputs came from, back through calls that `through` accepts; those it stops at too."""
+        """Yield what an operation's inputs came from, back through calls that `through` accepts."""
         seen: set[int] = set()
         level = list(operation.producers)
         for _ in range(depth):

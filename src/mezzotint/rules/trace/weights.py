@@ -33,7 +33,8 @@ def _lost_weights(view: TraceView) -> Iterator[Finding]:
     yield view.finding(
         LOST_UPDATES.code,
         Severity.WARNING if share > _MANY else Severity.INFO,
-        f"{share:.0%} of the updates of {worst.dtype} weights are rounded away: they are below half the distance to the "
+        f"{share:.0%} of the updates of {worst.dtype} weights are rounded away: they are below half the "
+        "distance to the "
         f"next {worst.dtype} number",
         site=worst.site,
         module=worst.module or worst.name.rpartition(".")[0],
@@ -72,7 +73,8 @@ def _lost_copies(view: TraceView) -> Iterator[Finding]:
         yield view.finding(
             LOST_AVERAGES.code,
             Severity.WARNING,
-            f"{lost / count:.0%} of the changes of {len(records)} {worst.dtype} tensors that are updated every step are "
+            f"{lost / count:.0%} of the changes of {len(records)} {worst.dtype} tensors that are updated "
+            "every step are "
             "rounded away: a running average with a decay near 1 never moves",
             site=worst.site,
             advice="keep averages of weights in float32",
@@ -114,7 +116,8 @@ def _lost_states(view: TraceView) -> Iterator[Finding]:
         yield view.finding(
             LOST_STATES.code,
             Severity.WARNING,
-            f"{worst.share_lost:.0%} of the changes of the optimizer state {worst.name} ({worst.dtype}) are rounded away",
+            f"{worst.share_lost:.0%} of the changes of the optimizer state {worst.name} ({worst.dtype}) are "
+            "rounded away",
             site=worst.site,
             module=worst.module or None,
             advice="keep optimizer states in float32",

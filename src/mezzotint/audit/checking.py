@@ -1,0 +1,45 @@
+"""`assert_policy`: a team's dtypes as a test.
+
+def test_dtypes():
+    model, optimizer, batch = build()
+    mz.assert_policy(lambda: training_step(model, optimizer, batch), "bf16-mixed")
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mezzotint.audit.session import audit
+from mezzotint.findings import Finding, Severity
+from mezzotint.policy.policy import Policy
+
+
+def assert_policy(
+    step: Callable[[], Any],
+    policy: Policy | str,
+    *,
+    steps: int = 1,
+    ignore: Sequence[str] = (),
+    has_ranges: bool = True,
+) -> None:
+    """Run a training step `steps` times under the audit and fail where it departs from `policy`.
+
+    `ignore` lists codes of rules ("MZ252") that are accepted. Raises AssertionError that names each departure and each
+    other fault found, with module and line; also where no step was seen, as a test of nothing proves nothing.
+    """
+    with audit(policy=policy, has_ranges=has_ranges) as seen:
+        for _ in range(steps):
+            step()
+    if not seen.num_steps:
+        raise AssertionError("no training step was seen: the function must run backward and step an optimizer")
+    ignored = {code.upper() for code in ignore}
+    found = [one for one in seen.findings if one.severity is not Severity.INFO and one.code not in ignored]
+    if found:
+        listed = "\n".join(f"  {line_of(one)}" for one in found)
+        raise AssertionError(f"the step departs from the policy {seen.policy}:\n{listed}")
+
+
+def line_of(finding: Finding) -> str:
+    """Return a finding as one line: place, code, message."""
+    place = f"{finding.path}:{finding.line} " if finding.path else ""
+    module = f" [{finding.module}]" if finding.module else ""
+    return f"{place}{finding.code} {finding.message}{module}"

@@ -1,0 +1,244 @@
+"""Running somebody's training script under the recorder: as `__main__`, with its own arguments, for a few steps.
+
+The script is run as Python runs it: its folder first on the path, `sys.argv` its own, `__main__` its module, so that
+pickling and multiprocessing find what they expect. It ends by itself, by `Enough` after the steps that were asked for,
+by `sys.exit`, or by an error; what was recorded until then is kept in each case.
+"""
+
+import os
+import runpy
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mezzotint.errors import UserError
+from mezzotint.trace.patches import Patches
+from mezzotint.trace.record import Trace
+from mezzotint.trace.recorder import Enough, Recorder
+
+_MAX_IGNORED = 3  # how often a script may swallow `Enough` before it is ended
+
+
+class Ending(StrEnum):
+    """How the script came to its end."""
+
+    STEPS = "steps"  # stopped after the steps that were asked for
+    END = "end"
+    EXIT = "exit"  # sys.exit
+    ERROR = "error"
+    INTERRUPT = "interrupt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What to run: a script, a function in it that makes a step, or a module as `python -m` runs it."""
+
+    path: Path | None
+    function: str | None = None
+    module: str | None = None
+    arguments: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        name = (
+            f"-m {self.module}" if self.module else f"{self.path}:{self.function}" if self.function else str(self.path)
+        )
+        return " ".join([name, *self.arguments])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What was recorded, and how the script ended; `text` is the error or exit code in words."""
+
+    trace: Trace
+    ending: Ending
+    text: str | None
+    is_child: bool = False
+
+
+def parse_target(script: str, arguments: Sequence[str], *, is_module: bool) -> Target:
+    """Return what the command line names. Raises UserError for a script that cannot be read."""
+    if is_module:
+        return Target(path=None, module=script, arguments=tuple(arguments))
+    name, colon, function = script.rpartition(":")
+    if not colon or not function.isidentifier() or not name.endswith(".py"):
+        name, function = script, ""
+    path = Path(name)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the training script in it, or use -m for a package")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; name a Python script, SCRIPT.py:FUNCTION, or -m MODULE")
+    return Target(path=path, function=function or None, arguments=tuple(arguments))
+
+
+def run_target(
+    target: Target, *, steps: int, has_ranges: bool, on_stuck: Callable[[Trace], None] | None = None
+) -> Outcome:
+    """Run the target under a recorder until `steps` training steps were seen.
+
+    `on_stuck` gets the trace of a script that goes on after being stopped three times; it should not return. Raises
+    UserError where the target cannot be started: a file that is not Python, a function that is not there.
+    """
+    run = _starter(target, steps)
+    limit = None if target.function else steps
+    process = os.getpid()
+    recorder = _Stopper(steps=limit, has_ranges=has_ranges, on_stuck=on_stuck)
+    ending, text = Ending.END, None
+    with _as_main(target), _counting_processes(recorder):
+        try:
+            with recorder:
+                run()
+        except _MissingError:
+            raise
+        except Enough:
+            ending = Ending.STEPS
+        except SystemExit as error:
+            ending, text = Ending.EXIT, str(error.code)
+        except KeyboardInterrupt:
+            ending = Ending.INTERRUPT
+        except Exception as error:
+            ending, text = Ending.ERROR, _described(error)
+    trace = recorder.trace()
+    trace.command = str(target)
+    return Outcome(trace=trace, ending=ending, text=text, is_child=os.getpid() != process)
+
+
+class _Stopper(Recorder):
+    """A recorder that insists."""
+
+    def __init__(self, *, steps: int | None, has_ranges: bool, on_stuck: Callable[[Trace], None] | None) -> None:
+        super().__init__(steps=steps, has_ranges=has_ranges)
+        self._on_stuck = on_stuck
+        self._num_ignored = 0
+
+    def _before_backward(self) -> None:
+        try:
+            super()._before_backward()
+        except Enough:
+            self._num_ignored += 1
+            if self._num_ignored > _MAX_IGNORED and self._on_stuck is not None:
+                self.notes.append("the script caught the signal to stop and went on; it was ended")
+                self._on_stuck(self.trace())
+            raise
+
+
+def _starter(target: Target, steps: int) -> Callable[[], None]:
+    """Return what runs the target; everything that can be wrong before it runs is found here."""
+    if target.module is not None:
+        return _module_starter(target.module)
+    assert target.path is not None
+    try:
+        code = compile(target.path.read_bytes(), str(target.path), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise UserError(f"{target.path} is not a Python script: {error.args[0]}{line}") from None
+    except OSError as error:
+        raise UserError(f"{target.path} cannot be read: {error.strerror or error}") from None
+
+    def run_script() -> None:
+        exec(code, sys.modules["__main__"].__dict__)
+
+    def run_function() -> None:
+        sys.modules["__main__"].__dict__["__name__"] = target.path.stem if target.path else "script"
+        exec(code, sys.modules["__main__"].__dict__)
+        make_step = sys.modules["__main__"].__dict__.get(target.function or "")
+        if not callable(make_step):
+            raise _MissingError(f"{target.path} has no function {target.function}; name one that returns a step")
+        step = make_step()
+        if not callable(step):
+            raise _MissingError(
+                f"{target.path}:{target.function} returned {type(step).__name__}, not a function; it must return a "
+                "step that takes no arguments"
+            )
+        for _ in range(steps):
+            step()
+
+    return run_function if target.function else run_script
+
+
+class _MissingError(UserError):
+    """The target has no such function."""
+
+
+def _module_starter(name: str) -> Callable[[], None]:
+    from importlib.util import find_spec
+
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"module {name} cannot be found: {error}") from None
+    if spec is None:
+        raise UserError(f"module {name} cannot be found; run the command where `python -m {name}` works")
+    return lambda: _run_module(name)
+
+
+def _run_module(name: str) -> None:
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+@contextmanager
+def _as_main(target: Target) -> Iterator[None]:
+    """Let the script find itself: its arguments, its folder, its module."""
+    argv, path, main = sys.argv, list(sys.path), sys.modules["__main__"]
+    sys.argv = [str(target.path or target.module), *target.arguments]
+    if target.path is not None:
+        sys.path[0:1] = [str(target.path.resolve().parent)]
+        module = ModuleType("__main__")
+        module.__file__ = str(target.path)
+        module.__dict__["__builtins__"] = __builtins__
+        sys.modules["__main__"] = module
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        sys.modules["__main__"] = main
+
+
+@contextmanager
+def _counting_processes(recorder: Recorder) -> Iterator[None]:
+    """Note processes that the script starts: what they run is not seen."""
+    patches = Patches()
+    started: list[str] = []
+
+    def popen(original: Callable[..., Any], process: Any, args: Any, *rest: Any, **kwargs: Any) -> None:
+        command = args if isinstance(args, str) else " ".join(str(part) for part in args)
+        started.append(command.split("\n")[0][:80])
+        original(process, args, *rest, **kwargs)
+
+    def start(original: Callable[..., Any], process: Any) -> None:
+        target = getattr(process, "_target", None)
+        if getattr(target, "__module__", "") != "torch.utils.data._utils.worker":  # loading data is no training
+            started.append(f"{type(process).__name__} {getattr(target, '__qualname__', process.name)}")
+        original(process)
+
+    patches.wrap(subprocess.Popen, "__init__", popen)
+    patches.wrap(BaseProcess, "start", start)
+    try:
+        yield
+    finally:
+        patches.undo()
+        if started:
+            shown = "; ".join(started[:3]) + (f" and {len(started) - 3} more" if len(started) > 3 else "")
+            recorder.notes.append(f"{len(started)} processes were started, and what they ran was not seen: {shown}")
+
+
+def _described(error: Exception) -> str:
+    """Return an error with the line of the user's program that it came from."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "/mezzotint/trace/" not in frame.filename and frame.filename != __file__
+    ]
+    own = [frame for frame in frames if "/torch/" not in frame.filename and "-packages/" not in frame.filename]
+    place = (own or frames)[-1] if frames else None
+    where = f" at {place.filename}:{place.lineno}" if place is not None else ""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + text[0] if text else ''}{where}"
