@@ -44,7 +44,8 @@ class _Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(width), nn.MultiheadAttention(width, 4, batch_first=True)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        layers = (nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(*layers)
         self.drop = nn.Dropout(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +57,8 @@ class _Block(nn.Module):
 def vision_transformer() -> Program:
     """Patches, attention with dropout, float16 with a gradient scaler and a fused optimizer."""
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Conv2d(3, 32, 4, 4), nn.Flatten(2), _Transposed(), _Block(32), _Block(32), _Mean(), nn.Linear(32, 5))
+    blocks = (_Block(32), _Block(32))
+    model = nn.Sequential(nn.Conv2d(3, 32, 4, 4), nn.Flatten(2), _Transposed(), *blocks, _Mean(), nn.Linear(32, 5))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     scaler = torch.amp.GradScaler("cpu", growth_interval=4)
 
@@ -90,7 +92,8 @@ def convolutional() -> Program:
     torch.manual_seed(2)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, 4),
     )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, foreach=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)

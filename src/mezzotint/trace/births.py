@@ -25,6 +25,11 @@ class Births:
         self._not_finite: set[int] = set()  # operations whose output was not finite
         self._seen: set[int] = set()
 
+    def pass_on(self, index: int, producers: Sequence[int]) -> None:
+        """Note that an operation which was not measured hands on what is not finite."""
+        if self._not_finite and not self._not_finite.isdisjoint(producers):
+            self._not_finite.add(index)
+
     def check(
         self,
         index: int,

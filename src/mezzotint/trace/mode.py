@@ -172,7 +172,9 @@ class Tape:
             pass  # sparse and other tensors without an address have no known producer
         if self.ranges is not None:
             for t, found in zip(outputs, entry.ranges, strict=False):
-                if found is not None and self.ranges.add(t, found):
+                if found is None:
+                    self.births.pass_on(index, producers)
+                elif self.ranges.add(t, found):
                     self.births.check(index, entry, func, args, kwargs, inputs, producers, t)
         if watched is not None:
             self.updates.after(watched, traits, func, place)
@@ -245,7 +247,7 @@ class Tape:
             if traits.name.startswith("_foreach_"):
                 largest = sum(shape.numel() for _, shape in metas)
             ranges = tuple(
-                TensorRange(dtype_name(dtype)) if self._is_measured(traits, dtype, len(metas)) else None
+                TensorRange(dtype_name(dtype)) if self._is_measured(traits, inputs, dtype, len(metas)) else None
                 for dtype, _ in metas
             )
             entry = self._known[key] = Entry(
@@ -255,9 +257,17 @@ class Tape:
             self.entries.append(entry)
         return entry
 
-    def _is_measured(self, traits: Traits, dtype: torch.dtype, num_outputs: int) -> bool:
+    def _is_measured(self, traits: Traits, inputs: Any, dtype: torch.dtype, num_outputs: int) -> bool:
+        """Whether an output has numbers of its own: not those of its inputs in another order or a wider format."""
+        is_widened = (
+            traits.is_copy
+            and inputs
+            and all(given.is_floating_point and given.itemsize < dtype.itemsize for given, _ in inputs)
+        )
         return (
-            self.ranges is not None
+            not is_widened
+            and not traits.is_arranged
+            and self.ranges is not None
             and not traits.is_view
             and not traits.is_unwritten
             and dtype.is_floating_point

@@ -3,7 +3,11 @@
 A wrapper that only passes calls on (DistributedDataParallel, torch.compile's) adds no segment of its own.
 """
 
+import inspect
+import sys
+from collections.abc import Mapping
 from types import FrameType
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -90,11 +94,20 @@ def _variable(module: nn.Module, frame: FrameType | None) -> str | None:
 
 
 def _holder(module: nn.Module, frame: FrameType) -> str | None:
-    for variables in (frame.f_globals, frame.f_locals):
+    try:
+        return _holder_among(module, frame.f_globals, frame.f_locals)
+    finally:
+        if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+            # the frame keeps the copy that it has just made of its variables, and with it the tensors among them
+            frame.f_locals.clear()
+
+
+def _holder_among(module: nn.Module, *scopes: Mapping[str, Any]) -> str | None:
+    for variables in scopes:
         for name, value in list(variables.items()):
             if value is module and name not in _ANONYMOUS:
                 return str(name)
-    owner = frame.f_locals.get("self")
+    owner = scopes[-1].get("self")
     if owner is not None and not isinstance(owner, nn.Module):
         for name, value in list(getattr(owner, "__dict__", {}).items()):
             if value is module:

@@ -26,6 +26,8 @@ _MAKERS = frozenset(
 _UNWRITTEN = frozenset(
     {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted", "set_", "resize_"}
 )
+_ALIASES = frozenset({"detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias"})
+_ARRANGED = frozenset({"clone", "contiguous", "stack", "cat", "repeat", "index_select", "permute_copy", "flip", "roll"})
 _CASTS = frozenset({"_to_copy", "to"})
 _COPIES = frozenset({"copy_", "_foreach_copy_", "clone", "contiguous", "detach", "alias", "lift_fresh_copy"})
 _REDUCTIONS = frozenset(
@@ -36,7 +38,7 @@ _REDUCTIONS = frozenset(
 @dataclass(frozen=True, slots=True)
 class Traits:
     """What an operation does, whatever it is called with. `written` are the positions and names of written arguments;
-    a marker is no operation but a note for the profiler."""
+    what `is_arranged` holds the numbers of its inputs in another order; a marker is a note for the profiler."""
 
     op: str
     name: str
@@ -45,6 +47,7 @@ class Traits:
     is_random: bool
     is_unwritten: bool
     is_copy: bool
+    is_arranged: bool
     written: tuple[int | str, ...]
     cost: Callable[..., Any] | None
     is_elementwise: bool
@@ -56,7 +59,7 @@ def traits_of(func: Any) -> Traits:
     schema = getattr(func, "_schema", None)
     if schema is None:
         name = str(func)
-        return Traits(name, name, Kind.COMPUTE, False, True, False, False, (), None, False, False)
+        return Traits(name, name, Kind.COMPUTE, False, True, False, False, False, (), None, False, False)
     namespace, _, base = schema.name.partition("::")
     written = tuple(
         argument.name if argument.kwarg_only else position
@@ -64,7 +67,7 @@ def traits_of(func: Any) -> Traits:
         if argument.alias_info is not None and argument.alias_info.is_write
     )
     tags = func.tags
-    if func.is_view or base in ("detach", "alias", "lift_fresh"):
+    if func.is_view or base in _ALIASES:
         kind = Kind.VIEW
     elif base in _MAKERS:
         kind = Kind.MAKE
@@ -80,6 +83,7 @@ def traits_of(func: Any) -> Traits:
         is_random=torch.Tag.nondeterministic_seeded in tags,
         is_unwritten=base in _UNWRITTEN,
         is_copy=base in _COPIES or base in _CASTS,
+        is_arranged=base in _ARRANGED,
         written=written,
         cost=_COSTS.get(func.overloadpacket),
         is_elementwise=torch.Tag.pointwise in tags or torch.Tag.reduction in tags or base in _REDUCTIONS,
