@@ -9,7 +9,7 @@ from mezzotint.policy.policy import Policy
 try:
     from lightning.pytorch import Callback
 except ImportError:  # the package by its older name
-    from pytorch_lightning import Callback
+    from pytorch_lightning import Callback  # type: ignore[assignment,unused-ignore]
 
 
 class AuditCallback(Callback):  # type: ignore[misc,unused-ignore]

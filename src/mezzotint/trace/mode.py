@@ -102,6 +102,8 @@ class Tape:
         self.entries: list[Entry] = []
         self.log: list[Noted] = []
         self.makers: dict[int, int] = {}
+        self.created: dict[int, int] = {}  # address -> the operation that made a new tensor there
+        self.step_first = 0  # the first operation of the current step
         self.errors: list[tuple[int, BaseException]] = []
         self.scaled_gradients: set[int] = set()  # addresses of gradients that still carry the loss scale
         self.scaled_reads: list[int] = []  # operations outside backward that read them
@@ -162,14 +164,7 @@ class Tape:
         )  # fmt: skip
         index = len(self.log)
         self.log.append((entry, self.step, producers, tuple(numbers), seconds, lane.thread, None))
-        makers = self.makers
-        try:
-            for t in outputs:
-                address = t.data_ptr()
-                if makers.get(address, UNKNOWN) >= UNKNOWN:  # weights keep their name
-                    makers[address] = index
-        except (RuntimeError, NotImplementedError):
-            pass  # sparse and other tensors without an address have no known producer
+        self._note_addresses(index, outputs, is_new=not traits.written and not traits.is_view)
         if self.ranges is not None:
             for t, found in zip(outputs, entry.ranges, strict=False):
                 if found is None:
@@ -179,6 +174,18 @@ class Tape:
         if watched is not None:
             self.updates.after(watched, traits, func, place)
         return out
+
+    def _note_addresses(self, index: int, outputs: list[Tensor], *, is_new: bool) -> None:
+        makers, created = self.makers, self.created
+        try:
+            for t in outputs:
+                address = t.data_ptr()
+                if is_new:
+                    created[address] = index
+                if makers.get(address, UNKNOWN) >= UNKNOWN:  # weights keep their name
+                    makers[address] = index
+        except (RuntimeError, NotImplementedError):
+            pass  # sparse and other tensors without an address have no known producer
 
     def _note_scaled_read(self, inputs: list[Tensor]) -> None:
         try:

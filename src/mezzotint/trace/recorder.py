@@ -168,16 +168,29 @@ class Recorder:
         for module in list(self._names.modules()):
             found.extend(weight for weight in module._parameters.values() if weight is not None)
         makers = self._tape.makers
+        masters = self._masters_among(found)
         for weight in found:
             if id(weight) in self._weights:
                 continue
             index = len(self._weights)
-            name = self._names.parameters.get(id(weight), f"parameter {index}")
+            name = self._names.parameters.get(id(weight)) or masters.get(id(weight), f"parameter {index}")
             self._weights[id(weight)] = (index, name, weight)
             address = _address(weight)
             if address:
                 makers[address] = parameter_producer(index)
                 self._tape.updates.names[address] = (name, "weight")
+
+    def _masters_among(self, found: list[Tensor]) -> dict[int, str]:
+        """Name float32 copies after the compact weights that they stand for, told by the order of their shapes."""
+        copies = [one for one in found if id(one) not in self._names.parameters and one.dtype is torch.float32]
+        compact = [
+            (weight, name)
+            for _, name, weight in self._weights.values()
+            if weight.dtype in (torch.bfloat16, torch.float16)
+        ]
+        if not copies or [one.shape for one in copies] != [weight.shape for weight, _ in compact]:
+            return {}
+        return {id(one): f"{name} (master)" for one, (_, name) in zip(copies, compact, strict=True)}
 
     # steps
 
@@ -293,6 +306,7 @@ class Recorder:
             )
         )
         self._step_start = (len(self._tape.log), now)
+        self._tape.step_first = len(self._tape.log)
         self._tape.step = len(self._steps)
 
     # result
@@ -320,7 +334,7 @@ class Recorder:
             events=list(self._protocol.events),
             steps=list(self._steps),
             parameters=self._known_parameters(),
-            updates=self._tape.updates.records(self._tape.step),
+            updates=self._tape.updates.records(),
             births=list(self._tape.births.found),
             modules=self._names.classes(),
             notes=[*self.notes, *self._notes()],
@@ -338,7 +352,8 @@ class Recorder:
         if not compiled:
             return []
         return [
-            f"{', '.join(sorted(compiled))} ran under torch.compile: of its graphs only the kernels that they call one by "
+            f"{', '.join(sorted(compiled))} ran under torch.compile: of its graphs only the kernels that they "
+            "call one by "
             "one (products, convolutions, attention) were seen; what is fused into one kernel was not"
         ]
 

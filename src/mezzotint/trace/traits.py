@@ -17,10 +17,11 @@ from mezzotint.trace.record import Kind
 _MAKERS = frozenset(
     {
         "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted", "zeros",
-        "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "arange", "rand", "rand_like",
-        "randn", "randn_like", "randint", "randint_like", "randperm", "eye", "linspace", "logspace", "scalar_tensor",
-        "normal_", "uniform_", "random_", "bernoulli_", "zero_", "fill_", "_foreach_zero_", "lift_fresh",
-        "tril_indices", "triu_indices", "normal", "bernoulli", "exponential_", "set_", "resize_", "_foreach_fill_", "trunc_normal_",
+        "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "arange", "rand",
+        "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "eye", "linspace", "logspace",
+        "scalar_tensor", "normal_", "uniform_", "random_", "bernoulli_", "zero_", "fill_", "_foreach_zero_",
+        "lift_fresh", "tril_indices", "triu_indices", "normal", "bernoulli", "exponential_", "set_", "resize_",
+        "_foreach_fill_", "trunc_normal_",
     }
 )  # fmt: skip
 _UNWRITTEN = frozenset(

@@ -69,13 +69,22 @@ class Updates:
         if traits.name not in _UPDATES and not traits.name.startswith("_fused_"):
             return None
         written = _written(traits, args)
-        if not any(tensor.dtype in _LOW and not tensor.is_meta for tensor in written):
+        if not any(tensor.dtype in _LOW and self._lasts(tensor) for tensor in written):
             return None
         copies: dict[int, Tensor] = {}
         wide_args = [_copied(value, copies) for value in args]
         wide_kwargs = {key: _copied(value, copies) for key, value in kwargs.items()}
-        before = [tensor.detach().clone() if tensor.dtype in _LOW else None for tensor in written]
+        before = [
+            tensor.detach().clone() if tensor.dtype in _LOW and self._lasts(tensor) else None for tensor in written
+        ]
         return Watched(wide_args, wide_kwargs, written, before)
+
+    def _lasts(self, tensor: Tensor) -> bool:
+        """Whether a tensor was there before this step: a passing result may be rounded as it likes."""
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            return False
+        address = tensor.data_ptr()
+        return address in self.names or self._tape.created.get(address, -1) < self._tape.step_first
 
     def after(self, watched: Watched, traits: "Traits", func: Callable[..., Any], place: "Place") -> None:
         """Compare what was stored with what float32 would have got."""
@@ -125,8 +134,11 @@ class Updates:
             stays = ((stored.float() + change).to(dtype) == stored) & moved
             total.would_be_lost[format_name] = total.would_be_lost.get(format_name, 0) + int(stays.sum())
 
-    def records(self, last_step: int) -> list[UpdateRecord]:
-        """Return what was found. A copy counts only if it was updated in two steps: others are passing results."""
+    def records(self) -> list[UpdateRecord]:
+        """Return what was found."""
+        for key, total in self._totals.items():
+            if total.role == "copy" and key[-1] in self.names:  # a state that got its name after its first update
+                total.name, total.role = self.names[key[-1]]
         return [
             UpdateRecord(
                 name=total.name,
@@ -142,7 +154,7 @@ class Updates:
                 is_sampled=total.is_sampled,
             )
             for total in self._totals.values()
-            if total.count and (total.role != "copy" or len(total.steps) > 1 or last_step < 1)
+            if total.count
         ]
 
 
