@@ -1,4 +1,4 @@
-"""Write what is generated: parts of README.md, docs/formats.md, docs/cpu.md and docs/claims.md.
+"""Write what is generated: parts of README.md, and docs/formats.md, cpu.md, claims.md and rules.md.
 
     python scripts/generate_docs.py            write
     python scripts/generate_docs.py --check    exit 1 where a file is stale
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import claims
 import cpu_page
+import rules_page
 from rich.console import Console
 
 from mezzotint.cli.demo import CAVEAT, comparison
@@ -189,6 +190,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "formats.md": formats_page(),
         ROOT / "docs" / "claims.md": claims.page(),
         ROOT / "docs" / "cpu.md": cpu_page.page(),
+        ROOT / "docs" / "rules.md": rules_page.page(),
     }
 
 

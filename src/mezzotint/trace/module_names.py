@@ -108,7 +108,9 @@ def _holder_among(module: nn.Module, *scopes: Mapping[str, Any]) -> str | None:
             if value is module and name not in _ANONYMOUS:
                 return str(name)
     owner = scopes[-1].get("self")
-    if owner is not None and not isinstance(owner, nn.Module):
+    if isinstance(owner, nn.Module):  # a method that is not forward calls one of its modules, as Lightning's steps do
+        return next((key for key, child in owner.named_modules() if child is module and key), None)
+    if owner is not None:
         for name, value in list(getattr(owner, "__dict__", {}).items()):
             if value is module:
                 return str(name)
