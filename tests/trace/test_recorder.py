@@ -170,10 +170,15 @@ def test_a_step_that_a_scaler_skips_is_a_step():
 
 def test_the_program_is_stopped_at_the_next_backward_pass():
     step, seen = simple_step(), []
-    with pytest.raises(Enough), Recorder(steps=2) as recorder:
+
+    def train() -> None:
         for number in range(5):
             seen.append(number)
             step()
+
+    recorder = Recorder(steps=2)
+    with pytest.raises(Enough), recorder:
+        train()
     assert seen == [0, 1, 2]
     assert recorder.num_steps == 2
 
