@@ -8,6 +8,7 @@
     |   +-- DataError                      training text that is missing, too short, or not text
     |   +-- CheckpointError                a checkpoint that is damaged or belongs to another run
     |   +-- EngineError                    calls of the engine in an order that has no meaning
+    |   +-- AuditError                     a script or an audit that cannot be started
     +-- TrainingError (also a RuntimeError)   a run that cannot go on
         +-- NonFiniteError                 NaN or infinity in loss or gradients, beyond what skipping repairs
 
@@ -45,6 +46,10 @@ class CheckpointError(UserError):
 
 class EngineError(UserError):
     """Calls of the engine in an order that has no meaning."""
+
+
+class AuditError(UserError):
+    """A script that cannot be run, or an audit inside another."""
 
 
 class TrainingError(MezzotintError, RuntimeError):

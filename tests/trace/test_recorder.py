@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from mezzotint.errors import AuditError
 from mezzotint.kernels.tensors import range_stats
 from mezzotint.trace.record import Call, Kind, Phase, Trace
 from mezzotint.trace.recorder import Enough, Recorder
@@ -290,7 +291,7 @@ def test_a_forked_child_records_nothing():
 
 
 def test_one_recorder_at_a_time():
-    with Recorder(), pytest.raises(RuntimeError, match="at work already"), Recorder():
+    with Recorder(), pytest.raises(AuditError, match="at work already"), Recorder():
         pass
 
 

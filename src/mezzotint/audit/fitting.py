@@ -4,14 +4,14 @@ import logging
 from pathlib import Path
 
 from mezzotint.audit.session import audit
-from mezzotint.errors import UserError
+from mezzotint.errors import AuditError, TrainingError
 from mezzotint.findings import Finding, Severity
 from mezzotint.policy.policy import Policy
 
 logger = logging.getLogger("mezzotint")
 
 
-class AuditFailedError(UserError):
+class AuditFailedError(TrainingError):
     """Findings of the severity that was to end the training."""
 
 
@@ -32,7 +32,7 @@ class FirstSteps:
         fail_on: str | None = None,
     ) -> None:
         if fail_on not in (None, "error", "warning"):
-            raise UserError(f"fail_on={fail_on!r} is no severity; pass 'error', 'warning' or None")
+            raise AuditError(f"fail_on={fail_on!r} is no severity; pass 'error', 'warning' or None")
         self._steps = steps
         self._report = report
         self._failing = {None: (), "error": (Severity.ERROR,), "warning": (Severity.ERROR, Severity.WARNING)}[fail_on]

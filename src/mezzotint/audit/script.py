@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mezzotint.errors import UserError
+from mezzotint.errors import AuditError
 from mezzotint.trace.patches import Patches
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import Enough, Recorder
@@ -64,7 +64,7 @@ class Outcome:
 
 
 def parse_target(script: str, arguments: Sequence[str], *, is_module: bool) -> Target:
-    """Return what the command line names. Raises UserError for a script that cannot be read."""
+    """Return what the command line names. Raises AuditError for a script that cannot be read."""
     if is_module:
         return Target(path=None, module=script, arguments=tuple(arguments))
     name, colon, function = script.rpartition(":")
@@ -72,9 +72,9 @@ def parse_target(script: str, arguments: Sequence[str], *, is_module: bool) -> T
         name, function = script, ""
     path = Path(name)
     if path.is_dir():
-        raise UserError(f"{path} is a folder; name the training script in it, or use -m for a package")
+        raise AuditError(f"{path} is a folder; name the training script in it, or use -m for a package")
     if not path.is_file():
-        raise UserError(f"{path} does not exist; name a Python script, SCRIPT.py:FUNCTION, or -m MODULE")
+        raise AuditError(f"{path} does not exist; name a Python script, SCRIPT.py:FUNCTION, or -m MODULE")
     return Target(path=path, function=function or None, arguments=tuple(arguments))
 
 
@@ -84,7 +84,7 @@ def run_target(
     """Run the target under a recorder until `steps` training steps were seen.
 
     `on_stuck` gets the trace of a script that goes on after being stopped three times; it should not return. Raises
-    UserError where the target cannot be started: a file that is not Python, a function that is not there.
+    AuditError where the target cannot be started: a file that is not Python, a function that is not there.
     """
     run = _starter(target, steps)
     limit = None if target.function else steps
@@ -138,9 +138,9 @@ def _starter(target: Target, steps: int) -> Callable[[], None]:
         code = compile(target.path.read_bytes(), str(target.path), "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise UserError(f"{target.path} is not a Python script: {error.args[0]}{line}") from None
+        raise AuditError(f"{target.path} is not a Python script: {error.args[0]}{line}") from None
     except OSError as error:
-        raise UserError(f"{target.path} cannot be read: {error.strerror or error}") from None
+        raise AuditError(f"{target.path} cannot be read: {error.strerror or error}") from None
 
     def run_script() -> None:
         exec(code, sys.modules["__main__"].__dict__)
@@ -163,7 +163,7 @@ def _starter(target: Target, steps: int) -> Callable[[], None]:
     return run_function if target.function else run_script
 
 
-class _MissingError(UserError):
+class _MissingError(AuditError):
     """The target has no such function."""
 
 
@@ -174,9 +174,9 @@ def _module_starter(name: str) -> Callable[[], None]:
     try:
         spec = find_spec(name)
     except (ImportError, ValueError) as error:
-        raise UserError(f"module {name} cannot be found: {error}") from None
+        raise AuditError(f"module {name} cannot be found: {error}") from None
     if spec is None:
-        raise UserError(f"module {name} cannot be found; run the command where `python -m {name}` works")
+        raise AuditError(f"module {name} cannot be found; run the command where `python -m {name}` works")
     return lambda: _run_module(name)
 
 

@@ -9,11 +9,9 @@ audit.write_report("audit.html")
 from pathlib import Path
 from typing import Any
 
-from mezzotint.errors import UserError
+from mezzotint.errors import AuditError
 from mezzotint.findings import Finding
 from mezzotint.policy.policy import Policy
-from mezzotint.report.audit import render_audit
-from mezzotint.report.page import write_page
 from mezzotint.rules.judge import Judgement, judge
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import Enough, Recorder
@@ -25,14 +23,14 @@ class audit:  # noqa: N801  used as a verb: with mz.audit():
     `steps` ends the body after that many training steps (at the next backward pass; None: it runs to its end).
     `policy` is what the program is meant to do, as a Policy or text; without it, the policy is inferred from what ran.
     `has_ranges=False` leaves out the ranges of tensors, which cost most of the time. What the body computes is the same
-    to the bit. Raises UserError inside another audit.
+    to the bit. Raises AuditError inside another audit.
     """
 
     def __init__(
         self, *, steps: int | None = None, policy: Policy | str | None = None, has_ranges: bool = True
     ) -> None:
         if steps is not None and steps < 1:
-            raise UserError(f"steps={steps} is not a number of steps; pass 1 or more, or None to watch to the end")
+            raise AuditError(f"steps={steps} is not a number of steps; pass 1 or more, or None to watch to the end")
         self._declared = Policy.parse(policy) if policy is not None else None
         self._recorder = Recorder(steps=steps, has_ranges=has_ranges)
         self._trace: Trace | None = None
@@ -84,11 +82,15 @@ class audit:  # noqa: N801  used as a verb: with mz.audit():
 
     def write_report(self, path: str | Path) -> None:
         """Write the HTML report. Raises DataError where the file cannot be written."""
+        from mezzotint.report.page import write_page
+
         write_page(Path(path), report_page(self.trace, self.judgement))
 
 
 def report_page(trace: Trace, judgement: Judgement) -> str:
     """Return the HTML report of a judged trace."""
+    from mezzotint.report.audit import render_audit  # loads what draws it, which most audits do not need
+
     return render_audit(
         trace,
         judgement.findings,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console
-from mezzotint.errors import UserError
+from mezzotint.errors import AuditError
 
 if TYPE_CHECKING:
     from mezzotint.audit.script import Outcome
@@ -50,7 +50,7 @@ def audit(
     declared = Policy.parse(policy) if policy is not None else None
     path = _of_rank(out) if has_report else None
     if path is not None and not os.access(path.resolve().parent, os.W_OK):
-        raise UserError(f"{path.resolve().parent} cannot be written to; pass another --out, or --no-report")
+        raise AuditError(f"{path.resolve().parent} cannot be written to; pass another --out, or --no-report")
 
     def finish(trace: "Trace") -> None:
         """Report on a script that will not stop, and end the process."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from mezzotint.errors import AuditError
 from mezzotint.trace.gradients import weights_of
 from mezzotint.trace.lanes import Lane, Lanes, Place, Region
 from mezzotint.trace.mode import RecordingMode, Tape, call_of, dtype_name
@@ -69,9 +70,9 @@ class Recorder:
     # context
 
     def __enter__(self) -> "Recorder":
-        """Install everything. Raises RuntimeError when another recorder is at work."""
+        """Install everything. Raises AuditError when another recorder is at work."""
         if _active:
-            raise RuntimeError("a recorder is at work already; leave the outer one before the next")
+            raise AuditError("a recorder is at work already; leave the outer audit before the next")
         _active.append(self)
         self._open_regions()
         self._protocol.install()
