@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
+
 from mezzotint.trace.record import Site
 
+_next_node = torch._C._autograd._get_sequence_nr
 _KEPT_PLACES = 1_000_000
 
 
@@ -109,7 +112,8 @@ class Lanes:
             lane: Lane = self._local.lane
         except AttributeError:
             with self._lock:
-                lane = self._local.lane = Lane(len(self.all))
+                # nodes that exist already were not made by the operation that is seen first
+                lane = self._local.lane = Lane(len(self.all), next_node=_next_node())
                 self.all.append(lane)
         return lane
 
