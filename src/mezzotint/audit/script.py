@@ -142,6 +142,9 @@ def _starter(target: Target, steps: int) -> Callable[[], None]:
     except OSError as error:
         raise AuditError(f"{target.path} cannot be read: {error.strerror or error}") from None
 
+    if target.function is not None and target.function not in code.co_names:
+        raise AuditError(f"{target.path} has no function {target.function}; name one that returns a step")
+
     def run_script() -> None:
         exec(code, sys.modules["__main__"].__dict__)
 

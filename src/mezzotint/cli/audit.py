@@ -82,7 +82,12 @@ def _show(trace: "Trace", judgement: "Judgement", ending: str, path: Path | None
     """Print the result and return the exit code of its findings."""
     from mezzotint.report.audit_text import print_audit
 
-    if is_json:
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:  # of a torchrun launch, rank 0 speaks; the others have their say where something is wrong
+        if not judgement.is_clean or ending:
+            words = [judgement.verdict, *(f"{one.code} {one.message}" for one in judgement.findings), ending]
+            progress_console().print(f"rank {rank}: {'; '.join(filter(None, words))}", markup=False, soft_wrap=True)
+    elif is_json:
         print_json("audit", _payload(trace, judgement, ending, path))
     else:
         console = result_console()
@@ -154,8 +159,8 @@ def _nothing_seen(trace: "Trace") -> str:
             "another process?"
         )
     return (
-        f"the script ended without a training step: {len(trace.operations)} operations and {backwards} backward passes "
-        "were seen, and no torch optimizer stepped; name a function that makes a step: SCRIPT.py:make_step"
+        f"the script ended without a training step: of operations {len(trace.operations)} and of backward "
+        f"passes {backwards} were seen, and no torch optimizer stepped; name a function that makes a step: SCRIPT.py:make_step"
     )
 
 
