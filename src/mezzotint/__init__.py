@@ -16,6 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mezzotint.auditing.checking import assert_policy as assert_policy
+    from mezzotint.auditing.session import audit as audit
     from mezzotint.engine.engine import Engine as Engine
     from mezzotint.engine.result import Outcome as Outcome
     from mezzotint.engine.result import StepResult as StepResult
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from mezzotint.policy.decision import Decision as Decision
     from mezzotint.policy.policy import Policy as Policy
     from mezzotint.policy.scaling import Scaling as Scaling
+    from mezzotint.trace.watch import watch as watch
 
 _HOMES = {
     "Decision": "mezzotint.policy.decision",
@@ -34,8 +37,11 @@ _HOMES = {
     "Policy": "mezzotint.policy.policy",
     "Scaling": "mezzotint.policy.scaling",
     "StepResult": "mezzotint.engine.result",
+    "assert_policy": "mezzotint.auditing.checking",
+    "audit": "mezzotint.auditing.session",
     "choose": "mezzotint.policy.choose",
     "fast_cpu": "mezzotint.lowprec.switch",
+    "watch": "mezzotint.trace.watch",
 }
 
 __all__ = [
@@ -46,8 +52,11 @@ __all__ = [
     "Policy",
     "Scaling",
     "StepResult",
+    "assert_policy",
+    "audit",
     "choose",
     "fast_cpu",
+    "watch",
 ]
 
 

@@ -39,6 +39,7 @@ OTHER = RunConfig(
     schedule=ScheduleConfig(warmup_steps=3, decay="linear", final_share=0.0),
     train=TrainConfig(
         steps=5, batch_size=2, accumulate=3, evaluate_every=4, evaluate_batches=6, save_every=7, keep_checkpoints=9,
+        watch_every=3,
         sample_tokens=0, sample_prompt="x\n\\", compile=True, has_fused_modules=True,
     ),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from mezzotint.cli.output import JsonOption, print_json, progress_console, resul
 from mezzotint.errors import AuditError
 
 if TYPE_CHECKING:
-    from mezzotint.audit.script import Outcome
+    from mezzotint.auditing.script import Outcome
     from mezzotint.rules.judge import Judgement
     from mezzotint.trace.record import Trace
 
@@ -42,7 +42,7 @@ def audit(
 
     Options of the script come after its name. Exit code 0: nothing wrong, 1: findings, 2: no training step was seen.
     """
-    from mezzotint.audit.script import parse_target, run_target
+    from mezzotint.auditing.script import parse_target, run_target
     from mezzotint.policy.policy import Policy
     from mezzotint.rules.judge import judge
 
@@ -71,7 +71,7 @@ def audit(
 
 
 def _write(trace: "Trace", judgement: "Judgement", path: Path | None) -> None:
-    from mezzotint.audit.session import report_page
+    from mezzotint.auditing.session import report_page
     from mezzotint.report.page import write_page
 
     if path is not None:
@@ -132,7 +132,7 @@ def _payload(trace: "Trace", judgement: "Judgement", ending: str, path: Path | N
 
 def _ending(outcome: "Outcome") -> str:
     """Return in words how the script ended, if it did not simply run its steps."""
-    from mezzotint.audit.script import Ending
+    from mezzotint.auditing.script import Ending
 
     seen = len(outcome.trace.steps)
     after = f"after {seen} training step{'s' if seen != 1 else ''}" if seen else "before a training step had ended"
@@ -160,12 +160,13 @@ def _nothing_seen(trace: "Trace") -> str:
         )
     return (
         f"the script ended without a training step: of operations {len(trace.operations)} and of backward "
-        f"passes {backwards} were seen, and no torch optimizer stepped; name a function that makes a step: SCRIPT.py:make_step"
+        f"passes {backwards} were seen, and no torch optimizer stepped; name a function that makes a step: "
+        "SCRIPT.py:make_step"
     )
 
 
 def _exit_code(outcome: "Outcome", judgement: "Judgement", code: int) -> int:
-    from mezzotint.audit.script import Ending
+    from mezzotint.auditing.script import Ending
 
     if outcome.ending is Ending.INTERRUPT:
         return _INTERRUPTED

@@ -7,11 +7,12 @@ last elements of a tensor, fewer than torch's vectors are long, which `fused=Tru
 
 State stays where torch's optimizers keep it, under their names, so that a run may change between both ways, and does:
 what the loops do not serve (hooks, sparse gradients, `amsgrad`, other devices) goes through the optimizer's own step.
+Global hooks that say `observes_only` are called around the loops as around a step, so that watching changes no bit.
 """
 
 import ctypes
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,11 +76,15 @@ def _has_own_step(optimizer: Optimizer) -> bool:
         )
         and not optimizer._optimizer_step_pre_hooks
         and not optimizer._optimizer_step_post_hooks
-        and not torch_optimizer._global_optimizer_pre_hooks
-        and not torch_optimizer._global_optimizer_post_hooks
+        and all(getattr(hook, "observes_only", False) for hook in _global_hooks())
         and getattr(optimizer, "grad_scale", None) is None
         and getattr(optimizer, "found_inf", None) is None
     )
+
+
+def _global_hooks() -> list[Callable[..., Any]]:
+    before, after = torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks
+    return [*before.values(), *after.values()]
 
 
 # torch wraps the step of each class in this code, which runs the hooks
@@ -138,6 +143,8 @@ def step(
     For STOCHASTIC the random bits of a weight follow from `seed` and `first_offset` plus its index.
     """
     optimizer._opt_called = True  # type: ignore[attr-defined] # schedulers warn where no step was taken
+    for hook in list(torch_optimizer._global_optimizer_pre_hooks.values()):  # observers: `can_step` has seen to that
+        hook(optimizer, (optimizer,), {})
     updates = _updates()
     prepare, task = (_prepare_sgd, updates.sgd) if type(optimizer) is SGD else (_prepare_adam, updates.adam)
     rows, settings = array("q"), array("f")
@@ -163,6 +170,8 @@ def step(
     with record_function(f"Optimizer.step#{type(optimizer).__name__}.step"):
         updates.step_rows(task, kind, rows, settings, seed=_signed(seed), num_threads=torch.get_num_threads())
     torch.autograd.graph.increment_version(changed)
+    for hook in list(torch_optimizer._global_optimizer_post_hooks.values()):
+        hook(optimizer, (optimizer,), {})
 
 
 # what a row says of a parameter's state: the place of its settings, the addresses of two states, whether they are new

@@ -5,7 +5,7 @@ the scale, is an autocast region open), taken at the moment of the call. Nothing
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -37,11 +37,17 @@ class Protocol:
     """Installs the patches and writes the events."""
 
     def __init__(
-        self, tape: Tape, *, on_backward: Callable[[], None], on_step: Callable[[str, bool, float | None], None]
-    ):
+        self,
+        tape: Tape,
+        *,
+        on_backward: Callable[[], None],
+        on_step: Callable[[str, bool, float | None], None],
+        optimizers: Sequence[Optimizer] | None = None,
+    ) -> None:
         self._tape = tape
         self._on_backward = on_backward
         self._on_step = on_step
+        self._optimizers = optimizers
         self._patches = Patches()
         self._explicit: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
         self._scaled_operations: set[int] = set()
@@ -85,7 +91,10 @@ class Protocol:
                     self._plain("scheduler.step", lambda one, *_a, **_k: {"class": type(one).__name__}),
                 )
         wrap(torch, "save", self._save)
-        self.gradients.find_optimizers()
+        if self._optimizers is None:
+            self.gradients.find_optimizers()
+        else:
+            self.gradients.optimizers.update(self._optimizers)
 
     def remove(self) -> None:
         """Put everything back."""

@@ -71,9 +71,16 @@ class Ranges:
         return not stats.is_finite
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has elements that can be read: a weight whose memory was given up for a while has none."""
+    if tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
+        return False
+    return type(tensor).__name__ == "FakeTensor" or tensor.untyped_storage().nbytes() > 0
+
+
 def tally_of(tensor: Tensor) -> Tally | None:
     """Return the range of one tensor, None for one that has no numbers to measure."""
-    if not tensor.is_floating_point() or tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
+    if not tensor.is_floating_point() or not has_memory(tensor):
         return None
     found = TensorRange(str(tensor.dtype).removeprefix("torch."))
     Ranges().add(tensor, found)

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from mezzotint.errors import AuditError
@@ -40,23 +41,44 @@ _ABOUT_HOOKS = "Using `torch.compile.*when there are global hooks"
 _active: list["Recorder"] = []
 
 
+def _observer(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a hook that changes nothing: the engine's fused updates need not step aside for it."""
+    hook.observes_only = True  # type: ignore[attr-defined]
+    return hook
+
+
 class Enough(BaseException):
     """Raised inside the watched program when as many steps as wanted were seen."""
 
 
 class Recorder:
-    """Watches one training program. `steps` is None to watch until the end; `has_ranges` measures every output."""
+    """Watches one training program. `steps` is None to watch until the end; `has_ranges` measures every output.
 
-    def __init__(self, *, steps: int | None = None, has_ranges: bool = True) -> None:
+    `names` are module names to go on with; `optimizers` those that exist, which are looked for if not given. Without
+    `hears_optimizers` the owner calls `before_optimizer` and `after_optimizer`: hooks cannot be added from within one.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int | None = None,
+        has_ranges: bool = True,
+        names: ModuleNames | None = None,
+        optimizers: Sequence[Optimizer] | None = None,
+        hears_optimizers: bool = True,
+    ) -> None:
         self._max_steps = steps
         self._has_ranges = has_ranges
+        self._hears_optimizers = hears_optimizers
         self._patches = Patches()
         self._removers: list[Callable[[], None]] = []
         self._mode: RecordingMode | None = None
         self._lanes = Lanes()
-        self._names = ModuleNames()
+        self._names = names or ModuleNames()
         self._tape = Tape(self._lanes, self._names, Sites(), has_ranges=has_ranges)
-        self._protocol = Protocol(self._tape, on_backward=self._before_backward, on_step=self._after_step)
+        self._protocol = Protocol(
+            self._tape, on_backward=self._before_backward, on_step=self._after_step, optimizers=optimizers
+        )
         self._steps: list[StepRecord] = []
         self._step_start = (0, 0.0)
         self._has_backward = False
@@ -80,13 +102,17 @@ class Recorder:
         self._removers += [
             register_module_forward_pre_hook(self._enter_module).remove,
             register_module_forward_hook(self._leave_module, always_call=True).remove,
-            register_optimizer_step_pre_hook(self._before_optimizer).remove,
-            register_optimizer_step_post_hook(self._after_optimizer).remove,
         ]
+        if self._hears_optimizers:
+            self._removers += [
+                register_optimizer_step_pre_hook(self.before_optimizer).remove,
+                register_optimizer_step_post_hook(self.after_optimizer).remove,
+            ]
         self._patches.wrap(threading.Thread, "_bootstrap_inner", self._in_thread)
         self._patches.wrap(torch, "compile", self._compile)
         warnings.filterwarnings("ignore", message=_ABOUT_HOOKS)
         self._filter = warnings.filters[0]
+        self._know_weights()  # of modules that have their names from an earlier recorder
         self._step_start = (0, perf_counter())
         self._mode = RecordingMode(self._tape)
         self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -202,7 +228,9 @@ class Recorder:
             raise Enough
         self._has_backward = True
 
-    def _before_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+    @_observer
+    def before_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Note the state in which an optimizer finds weights and gradients; returns a step\'s arguments, if changed."""
         lane = self._lanes.mine()
         facts = self._protocol.before_step(optimizer, lane)
         first = len(self._tape.log)
@@ -236,7 +264,9 @@ class Recorder:
 
         return watched
 
-    def _after_optimizer(self, optimizer: Any, _args: Any, _kwargs: Any) -> None:
+    @_observer
+    def after_optimizer(self, optimizer: Any, _args: Any, _kwargs: Any) -> None:
+        """Note what an optimizer did."""
         lane = self._lanes.mine()
         lane.update_depth = max(0, lane.update_depth - 1)
         if not self._pending:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mezzotint.trace.ranges import has_memory
 from mezzotint.trace.record import Site, UpdateRecord
 
 if TYPE_CHECKING:
@@ -111,12 +112,14 @@ class Updates:
 
     def sample(self, weight: Tensor) -> Tensor | None:
         """Return a copy of a sample of a float32 weight: whole lines of memory, every sixteenth of a large one."""
-        if weight.dtype is not torch.float32 or weight.is_meta or not weight.is_contiguous() or not weight.numel():
+        if weight.dtype is not torch.float32 or not has_memory(weight) or not weight.is_contiguous():
             return None
         return _sampled(weight).clone()
 
     def compare(self, weight: Tensor, old: Tensor, name: str, place: "Place") -> None:
         """Add what the change of a weight since `sample` would have become in compact formats."""
+        if not has_memory(weight):
+            return
         new = _sampled(weight)
         change = new - old
         moved = change != 0

@@ -68,7 +68,8 @@ class ScheduleConfig:
 class TrainConfig:
     """Length and rhythm of a run. One step is one update: `accumulate` micro-batches of `batch_size` blocks.
 
-    `has_fused_modules` builds the model with the layers of `mezzotint.modules`, which keep less for backward.
+    `has_fused_modules` builds the model with the layers of `mezzotint.modules`, which keep less for backward. Every
+    `watch_every` steps (0: never) ranges and lost updates are measured, into the metrics; see `mezzotint.trace.watch`.
     """
 
     steps: int = 200
@@ -82,12 +83,14 @@ class TrainConfig:
     sample_prompt: str = "def "
     compile: bool = False
     has_fused_modules: bool = False
+    watch_every: int = 100
 
     def __post_init__(self) -> None:
         """Refuse counts below their least."""
         for name in ("steps", "batch_size", "accumulate", "evaluate_every", "evaluate_batches", "save_every"):
             _check(f"train.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _check("train.keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "at least 1")
+        _check("train.watch_every", self.watch_every, self.watch_every >= 0, "0 (never) or more")
         _check("train.sample_tokens", self.sample_tokens, self.sample_tokens >= 0, "0 (no sample) or more")
         _check("train.sample_prompt", self.sample_prompt, bool(self.sample_prompt), "at least one character")
 

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
+from mezzotint.engine.result import Outcome
 from mezzotint.policy.scaling import ScalingKind
+from mezzotint.trace.watch import StepWatch
 from mezzotint.training.checkpoint import load_newest, save_checkpoint
 from mezzotint.training.metrics import MetricsWriter, read_metrics
 from mezzotint.training.progress import Reporter, Status, Stopwatch, resident_bytes
@@ -59,11 +61,14 @@ def _run(
     every = trainer.config.train
     loss, validation = _last_figures(run) if resume else (math.nan, None)
     saved_at = trainer.num_updates if resume else -1
+    watcher = _Watcher(every.watch_every, reporter)
     with _signals() as stop_signal:
         while not trainer.is_finished and stop_signal() is None:
-            record = _timed_update(trainer, stopwatch)
+            with watcher.around(trainer.num_updates + 1) as figures:
+                record = _timed_update(trainer, stopwatch)
             loss = record.loss
-            line = metrics_line(record, stopwatch.last_seconds)
+            line = {**metrics_line(record, stopwatch.last_seconds), **figures}
+            watcher.follow(record)
             if record.update % every.evaluate_every == 0 or trainer.is_finished:
                 validation = line["validation_loss"] = trainer.validation_loss()
             writer.write(line)
@@ -90,6 +95,45 @@ def _run(
         sample=trainer.sample() if is_over and every.sample_tokens else None,
         stopped_by=stopped_by,
     )
+
+
+class _Watcher:
+    """Measures every so many updates, and the one after an update that was not finite; alarms go to the terminal."""
+
+    def __init__(self, every: int, reporter: Reporter) -> None:
+        self._every = every
+        self._is_wanted = False
+        self._lines: list[dict[str, Any]] = []
+        self._watch = StepWatch(write=self._lines.append)
+        self._reporter = reporter
+
+    @contextmanager
+    def around(self, update: int) -> Iterator[dict[str, Any]]:
+        """Measure the update that runs inside, if it is its turn; yields what is to be added to its metrics."""
+        figures: dict[str, Any] = {}
+        if not self._every or (update % self._every and not self._is_wanted):
+            yield figures
+            return
+        self._is_wanted = False
+        with self._watch.recording(update):
+            yield figures
+        self._tell()
+        figures["watch"] = {key: value for key, value in self._lines[0].items() if key not in ("kind", "step")}
+        self._lines.clear()
+
+    def follow(self, record: UpdateRecord) -> None:
+        """Take note of how an update ended."""
+        result = record.result
+        self._is_wanted = bool(result.nonfinite)
+        if self._every:
+            self._watch.add_scale(record.update, result.loss_scale, is_skipped=result.outcome is Outcome.SKIPPED)
+            self._tell()
+            self._lines.clear()
+
+    def _tell(self) -> None:
+        for line in self._lines:
+            if line["kind"] == "alarm":
+                self._reporter.note(f"step {line['step']}: {line['message']}; {line['advice']}")
 
 
 def _last_figures(run: RunDirectory) -> tuple[float, float | None]:

@@ -8,7 +8,7 @@ def test_dtypes():
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mezzotint.audit.session import audit
+from mezzotint.auditing.session import audit
 from mezzotint.findings import Finding, Severity
 from mezzotint.policy.policy import Policy
 

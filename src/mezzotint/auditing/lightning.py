@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mezzotint.audit.fitting import FirstSteps
+from mezzotint.auditing.fitting import FirstSteps
 from mezzotint.policy.policy import Policy
 
 try:
@@ -13,7 +13,7 @@ except ImportError:  # the package by its older name
 
 
 class AuditCallback(Callback):  # type: ignore[misc,unused-ignore]
-    """Audits the first `steps` training steps; see `mezzotint.audit.fitting.FirstSteps` for the arguments."""
+    """Audits the first `steps` training steps; see `mezzotint.auditing.fitting.FirstSteps` for the arguments."""
 
     def __init__(
         self,

@@ -5,12 +5,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from mezzotint.audit.fitting import FirstSteps
+from mezzotint.auditing.fitting import FirstSteps
 from mezzotint.policy.policy import Policy
 
 
 class AuditCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
-    """Audits the first `steps` training steps; see `mezzotint.audit.fitting.FirstSteps` for the arguments."""
+    """Audits the first `steps` training steps; see `mezzotint.auditing.fitting.FirstSteps` for the arguments."""
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from mezzotint.audit.session import audit
+from mezzotint.auditing.session import audit
 from mezzotint.errors import AuditError, TrainingError
 from mezzotint.findings import Finding, Severity
 from mezzotint.policy.policy import Policy

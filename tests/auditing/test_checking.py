@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mezzotint.audit.checking import assert_policy
-from mezzotint.audit.session import audit
+from mezzotint.auditing.checking import assert_policy
+from mezzotint.auditing.session import audit
 from mezzotint.errors import PolicyError, UserError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mezzotint.audit.script import Ending, Outcome, parse_target, run_target
+from mezzotint.auditing.script import Ending, Outcome, parse_target, run_target
 from mezzotint.errors import UserError
 
 HEAD = """

@@ -54,7 +54,7 @@ def lightning_losses(callbacks: list, precision: str, folder: Path) -> list[floa
 @pytest.mark.slow
 def test_lightning(tmp_path: Path):
     pytest.importorskip("lightning.pytorch")
-    from mezzotint.audit.lightning import AuditCallback
+    from mezzotint.auditing.lightning import AuditCallback
 
     callback = AuditCallback(steps=2, policy="bf16-mixed", report=tmp_path / "audit.html")
     watched = lightning_losses([callback], "bf16-mixed", tmp_path)
@@ -70,8 +70,8 @@ def test_lightning(tmp_path: Path):
 @pytest.mark.slow
 def test_a_departure_ends_the_training(tmp_path: Path):
     pytest.importorskip("lightning.pytorch")
-    from mezzotint.audit.fitting import AuditFailedError
-    from mezzotint.audit.lightning import AuditCallback
+    from mezzotint.auditing.fitting import AuditFailedError
+    from mezzotint.auditing.lightning import AuditCallback
 
     callback = AuditCallback(steps=1, policy="bf16-mixed", report=None, fail_on="error")
     with pytest.raises(AuditFailedError, match="MZ291"):
@@ -105,7 +105,7 @@ def hugging_face_losses(callbacks: list, folder: Path) -> list[float]:
 @pytest.mark.slow
 def test_hugging_face(tmp_path: Path):
     pytest.importorskip("transformers")
-    from mezzotint.audit.transformers import AuditCallback
+    from mezzotint.auditing.transformers import AuditCallback
 
     callback = AuditCallback(steps=2, policy="bf16-mixed", report=tmp_path / "audit.html")
     watched = hugging_face_losses([callback], tmp_path)
