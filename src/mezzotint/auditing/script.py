@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from mezzotint.errors import AuditError
@@ -90,6 +90,8 @@ def run_target(
     limit = None if target.function else steps
     process = os.getpid()
     recorder = _Stopper(steps=limit, has_ranges=has_ranges, on_stuck=on_stuck)
+    assert isinstance(run, FunctionType)
+    recorder.begin_places_at(run.__code__)
     ending, text = Ending.END, None
     with _as_main(target), _counting_processes(recorder):
         try:
@@ -180,11 +182,11 @@ def _module_starter(name: str) -> Callable[[], None]:
         raise AuditError(f"module {name} cannot be found: {error}") from None
     if spec is None:
         raise AuditError(f"module {name} cannot be found; run the command where `python -m {name}` works")
-    return lambda: _run_module(name)
 
+    def run_module() -> None:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
 
-def _run_module(name: str) -> None:
-    runpy.run_module(name, run_name="__main__", alter_sys=True)
+    return run_module
 
 
 @contextmanager

@@ -97,6 +97,8 @@ def _lost(trace: Trace) -> list[str]:
     lines = []
     for role, noun in (("weight", "weights"), ("state", "optimizer states"), ("copy", "averages")):
         low = [one for one in trace.updates if one.role == role and one.dtype in LOW_PRECISION]
+        # decoupled weight decay is a product of its own; the step is what has to arrive
+        low = [one for one in low if role != "weight" or ".mul_." not in one.op] or low
         count = sum(one.count for one in low)
         if count:
             lines.append(

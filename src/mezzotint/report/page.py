@@ -32,10 +32,14 @@ def _environment() -> Environment:
     )
 
 
-def render_page(template: str, title: str, **values: Any) -> str:
-    """Return a whole HTML page from a template in `pages/`; every value is escaped but those that are Markup."""
+def render_page(template: str, title: str, *, has_charts: bool = True, **values: Any) -> str:
+    """Return a whole HTML page from a template in `pages/`; every value is escaped but those that are Markup.
+
+    Without `has_charts` plotly's script, 4.5 MB, stays out.
+    """
     page = _environment().get_template(template)
-    return page.render(title=title, version=package_version(), plotly=_plotly_script(), **values)
+    plotly = _plotly_script() if has_charts else Markup("")
+    return page.render(title=title, version=package_version(), plotly=plotly, **values)
 
 
 @cache

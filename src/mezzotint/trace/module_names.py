@@ -22,6 +22,7 @@ class ModuleNames:
     def __init__(self) -> None:
         self._names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
         self._taken: set[str] = set()
+        self._classes: dict[str, str] = {}
         self._replicated: dict[type, str] = {}
         self.parameters: dict[int, str] = {}
 
@@ -48,13 +49,14 @@ class ModuleNames:
         return list(self._names)
 
     def classes(self) -> dict[str, str]:
-        """Return the class name of each module that was named."""
-        return {name: type(module).__name__ for module, name in sorted(self._names.items(), key=lambda item: item[1])}
+        """Return the class name of each module that was named, those that are gone by now too."""
+        return dict(sorted(self._classes.items()))
 
     def _add_tree(self, module: nn.Module, name: str) -> str:
         if module in self._names:
             return self._names[module]
         self._names[module] = name
+        self._classes[name] = type(module).__name__
         attribute = _WRAPPED_BY.get(type(module).__name__)
         for key, weight in module._parameters.items():
             if weight is not None:

@@ -279,8 +279,9 @@ class Trace:
     scaled_reads: list[int] = field(default_factory=list)
 
     def counts(self) -> dict[int, int]:
-        """Return how often each call was executed, by its index."""
+        """Return how often each call was executed, by its index, in steps that ended if there are any."""
         found: dict[int, int] = {}
-        for operation in self.operations:
+        end = self.steps[-1].end if self.steps else len(self.operations)
+        for operation in self.operations[:end]:
             found[operation.call.index] = found.get(operation.call.index, 0) + 1
         return found

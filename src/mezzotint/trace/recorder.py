@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
+from types import CodeType
 from typing import Any
 
 import torch
@@ -133,6 +134,10 @@ class Recorder:
         self._protocol.remove()
         if self in _active:
             _active.remove(self)
+
+    def begin_places_at(self, code: CodeType) -> None:
+        """Make the lines above this code, which calls the program, no part of any operation's place."""
+        self._tape.sites.add_barrier(code)
 
     @property
     def num_steps(self) -> int:

@@ -35,10 +35,10 @@ def row_of(trace: Trace, step: int) -> dict[str, Any]:
 
 def histograms(trace: Trace) -> dict[str, Tally]:
     """Return the numbers of each module and phase, added up over its operations, by "module phase"."""
-    return {f"{name} {phase}": tally for (name, phase, _), tally in _tallies(trace.calls).items()}
+    return {f"{name} {phase}": tally for (name, phase, _), tally in module_tallies(trace.calls).items()}
 
 
-def _tallies(calls: Sequence[Call]) -> dict[tuple[str, str, str], Tally]:
+def module_tallies(calls: Sequence[Call]) -> dict[tuple[str, str, str], Tally]:
     """Return one tally for each module and phase, of the format that most of its numbers are in."""
     found: dict[tuple[str, str, str], Tally] = {}
     for call in calls:
@@ -59,7 +59,7 @@ def _tallies(calls: Sequence[Call]) -> dict[tuple[str, str, str], Tally]:
 
 def _modules(trace: Trace) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    for (name, phase, dtype), tally in _tallies(trace.calls).items():
+    for (name, phase, dtype), tally in module_tallies(trace.calls).items():
         rows.setdefault(name, {})[phase] = _figures(tally, dtype)
     return rows
 
