@@ -1,7 +1,5 @@
 """Reports in a reader's browser: nothing is fetched, nothing fails, nothing of a name is taken for markup."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +50,6 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_figures_as_words() -> None:
     assert [spell_rate(v, "B/s") for v in (312e12, 1.5e9, 2e6, 12)] == ["312 TB/s", "1.5 GB/s", "2 MB/s", "12 B/s"]
     assert [spell_seconds(v) for v in (2.5, 1.25e-3, 3.2e-6)] == ["2.5 s", "1.25 ms", "3.2 us"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        try:
-            opened = playwright.chromium.launch(
-                executable_path=executable, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-            )
-        except sync_api.Error as error:
-            pytest.skip(f"no Chromium here: {str(error).splitlines()[0]}")
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
