@@ -131,3 +131,45 @@ def test_rules_are_listed_and_explained():
     assert "scaler.unscale_(optimizer)" in told
     unknown = subprocess.run([*command, "MZ999"], capture_output=True, text=True, check=False)
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+
+
+CULPRIT = """
+import torch
+from torch import nn
+
+class Norm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Linear(8, 8)
+        nn.init.constant_(self.scale.bias, 200.0)
+    def forward(self, x):
+        y = self.scale(x)
+        return y - y.mean(-1, keepdim=True)
+
+model = nn.Sequential(nn.Linear(8, 8), Norm(), nn.Linear(8, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+for i in range(50):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(torch.randn(32, 8)).float().square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.slow
+def test_bisect_prints_a_policy(tmp_path: Path):
+    done = mezzotint(tmp_path, "--bisect", "--tolerance", "0.1", "--json", "train.py", text=CULPRIT)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["schema"] == "mezzotint.bisect/1"
+    assert result["keep"] == "1.scale"  # a float32 sum is enough: what follows is promoted
+    assert result["error_after"] <= 0.1 < result["error_before"]
+    from mezzotint.policy.policy import Policy
+
+    assert Policy.parse(f"bf16-mixed, keep={result['keep']}").keep == ("1.scale",)
+    done = mezzotint(tmp_path, "--bisect", "--tolerance", "0.9", "train.py", text=CULPRIT.replace("200.0", "0.0"))
+    assert "nothing has to stay in float32" in done.stdout
+    done = mezzotint(tmp_path, "--bisect", "train.py", text="print(1)")
+    assert done.returncode == 2
+    assert "does not train in float32" in done.stderr

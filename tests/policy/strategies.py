@@ -13,6 +13,8 @@ UNHURRIED = settings(deadline=None)
 
 # a test of what is right while the code is not yet; strict, so that the mark has to go with the fault
 
+MODULES = ("head", "blocks.0.attention", "blocks.*.norm", "net#2.0", "a-b_c", "*")
+
 LARGEST_SCALE = 2.0**126
 SMALLEST_SCALE = 2.0**-126
 
@@ -56,6 +58,7 @@ def policies(draw):
         update=update,
         products=draw(st.none() | roundings()),
         saved=draw(st.sampled_from(SAVED_FORMATS)),
+        keep=tuple(draw(st.lists(st.sampled_from(MODULES), unique=True, max_size=3))),
     )
 
 

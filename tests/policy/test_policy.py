@@ -56,11 +56,19 @@ def test_every_field_is_printed_where_it_differs():
         "update": Update.MASTER,
         "products": InputRounding(inputs="e4m3", gradients="e5m2", scale="tensor", history=7, is_stochastic=True),
         "saved": "bfloat16",
+        "keep": ("head", "blocks.*.norm"),
     }
     assert set(other) == set(POLICY_FIELDS)
     policy = Policy(**other)
     assert parse_policy(str(policy)) == policy
+    other["keep"] = "head|blocks.*.norm"
     assert all(f"{name}={value}" in str(policy) for name, value in other.items())
+
+
+@pytest.mark.parametrize("value", [("a b",), ("a,b",), ("",), "head", ("head", "head"), (3,)])
+def test_modules_to_keep_are_paths(value):
+    with pytest.raises(PolicyError, match="policy field keep="):
+        Policy(compute="bf16", keep=value)
 
 
 @pytest.mark.parametrize("axis", FORMAT_AXES)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
 from multiprocessing.process import BaseProcess
@@ -129,6 +129,23 @@ class _Stopper(Recorder):
                 self.notes.append("the script caught the signal to stop and went on; it was ended")
                 self._on_stuck(self.trace())
             raise
+
+
+def as_program(target: Target, steps: int) -> Callable[[], None]:
+    """Return a function that runs the target from its beginning, as `run_target` does, each time it is called.
+
+    What the script prints goes to standard error. Raises AuditError where the target cannot be started.
+    """
+    run = _starter(target, steps)
+
+    def program() -> None:
+        with _as_main(target), redirect_stdout(sys.stderr):
+            try:
+                run()
+            except SystemExit:
+                return
+
+    return program
 
 
 def _starter(target: Target, steps: int) -> Callable[[], None]:

@@ -36,6 +36,13 @@ def audit(
     has_ranges: Annotated[
         bool, typer.Option("--ranges/--no-ranges", help="Measure the range of every tensor (dtypes only if not).")
     ] = True,
+    is_bisect: Annotated[
+        bool, typer.Option("--bisect", help="Find the modules that must stay in float32, and the policy that does it.")
+    ] = False,
+    metric: Annotated[str, typer.Option(help="With --bisect: gradient, or loss after --steps steps.")] = "gradient",
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="With --bisect: the relative error against float32 that is accepted.")
+    ] = 0.05,
     is_json: JsonOption = False,
 ) -> None:
     """Run an unmodified training script for a few steps and show what every operation really ran in.
@@ -47,6 +54,10 @@ def audit(
     from mezzotint.rules.judge import judge
 
     target = parse_target(script, context.args, is_module=is_module)
+    if is_bisect:
+        from mezzotint.cli.bisect import find_islands
+
+        raise typer.Exit(find_islands(target, metric=metric, tolerance=tolerance, steps=steps, is_json=is_json))
     declared = Policy.parse(policy) if policy is not None else None
     path = _of_rank(out) if has_report else None
     if path is not None and not os.access(path.resolve().parent, os.W_OK):

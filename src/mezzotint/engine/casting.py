@@ -47,6 +47,12 @@ def check_engine_policy(policy: Policy) -> None:
             f"saved={policy.saved} with params={policy.params} is refused: only float32 activations are rounded for "
             "backward, and there are few; pass saved=float32"
         )
+    if policy.keep and (policy.params != "float32" or policy.compute == "float32"):
+        raise PolicyError(
+            f"keep={'|'.join(policy.keep)} with params={policy.params}, compute={policy.compute} is refused: it keeps "
+            "modules in float32 that autocast would lower, from float32 weights; pass params=float32 and a lower "
+            "compute, or leave keep out"
+        )
     if policy.reduce not in ("float32", policy.params):
         raise PolicyError(
             f"reduce={policy.reduce} with params={policy.params} is refused: gradients are kept in float32 or in the "

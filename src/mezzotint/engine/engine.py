@@ -16,7 +16,7 @@ each set so named has its own loss scale and its own count of micro-batches.
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -41,6 +41,7 @@ from mezzotint.engine.weights import (
     parameter_names,
 )
 from mezzotint.errors import EngineError, NonFiniteError, PolicyError
+from mezzotint.modules.islands import make_islands
 from mezzotint.policy.decision import Decision
 from mezzotint.policy.policy import Policy, Update
 from mezzotint.policy.scaling import ScalingKind
@@ -93,7 +94,8 @@ class Engine:
         check_optimizers(self.optimizers)
         check_schedulers(self.schedulers)
         self._names = parameter_names(self.models)
-        self._products = self._round_products()
+        kept = make_islands(self.models, self.policy.keep, self.device.type) if self.policy.keep else {}
+        self._products = self._round_products(kept.values())
         self._shadowed = self._store_weights(seed)
         self._is_late_loss_told = False
         self._lanes: dict[tuple[str, ...], Lane] = {}
@@ -104,11 +106,11 @@ class Engine:
             for module in self.models.values():
                 module.register_forward_hook(Float32Losses(self._forward))
 
-    def _round_products(self) -> RoundedProducts | None:
+    def _round_products(self, kept: Iterable[nn.Module]) -> RoundedProducts | None:
         """Change the linear layers where the policy rounds the inputs of products, and say how as a reason."""
         if self.policy.products is None:
             return None
-        products = RoundedProducts(self.models, self.policy.products, self.device)
+        products = RoundedProducts(self.models, self.policy.products, self.device, kept)
         self.decision = Decision(self.policy, (*self.decision.reasons, products.reason))
         return products
 

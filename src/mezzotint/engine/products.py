@@ -6,7 +6,7 @@ could follow: both sizes are multiples of 16, and the weight is not shared with 
 embedding is with a tied head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -31,9 +31,12 @@ _RECIPES = {
 class RoundedProducts:
     """The layers of an engine's models that round their products, and what they keep between steps."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], how: InputRounding, device: torch.device) -> None:
-        """Change the layers in place. Raises PolicyError where the models have none."""
-        layers = _eligible(modules)
+    def __init__(
+        self, modules: Mapping[str, nn.Module], how: InputRounding, device: torch.device, kept: Iterable[nn.Module] = ()
+    ) -> None:
+        """Change the layers in place, but for those within `kept`. Raises PolicyError where the models have none."""
+        spared = {id(layer) for module in kept for layer in module.modules()}
+        layers = {name: layer for name, layer in _eligible(modules).items() if id(layer) not in spared}
         if not layers:
             raise PolicyError(
                 f"products={how} is refused: the model has no torch.nn.Linear whose sizes are multiples of {MULTIPLE} "

@@ -4,6 +4,7 @@ policy  = preset | field ("," field)* | preset "," field ("," field)*
 field   = name "=" value
 scaling = "none" | "static(" number ")" | "dynamic" | "dynamic(" setting ("," setting)* ")"
 products = "none" | format | format "(" setting ("," setting)* ")"
+keep    = "none" | module ("|" module)*
 """
 
 import re
@@ -141,4 +142,13 @@ def _truth(text: str) -> bool:
     return text == "true"
 
 
-_PARSERS: dict[str, Callable[[str], Any]] = {"scaling": parse_scaling, "products": parse_products}
+def parse_keep(text: str) -> tuple[str, ...]:
+    """Return the modules that `text` lists: `none`, or paths with | between them."""
+    return () if text == "none" else tuple(part.strip() for part in text.split("|"))
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "scaling": parse_scaling,
+    "products": parse_products,
+    "keep": parse_keep,
+}

@@ -10,6 +10,7 @@ True
 The module knows format names, not torch dtypes, so that it loads without torch.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
@@ -40,7 +41,8 @@ class Policy:
     `loss` the scalar that backward starts from; `reduce` gradients while they are accumulated and reduced across
     devices; `state` optimizer states; `scaling` of the loss before backward; `update` how weights are written;
     `products` the formats to which linear layers round the inputs of their three products, if any; `saved` the format
-    in which float32 activations wait for backward.
+    in which float32 activations wait for backward; `keep` the modules that stay in float32, by their paths in the
+    model, in which `*` stands for anything ("head", "blocks.*.norm").
 
     Format fields take a name or alias ("bf16") and keep the full name. Raises PolicyError where fields contradict
     each other; whether a device can run it is another question (`mezzotint.policy.choose`).
@@ -55,6 +57,7 @@ class Policy:
     update: Update = Update.PLAIN
     products: InputRounding | None = None
     saved: str = "float32"
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Spell formats in full and refuse contradictions."""
@@ -74,6 +77,7 @@ class Policy:
         object.__setattr__(self, "saved", _format_name("saved", self.saved))
         if self.saved not in SAVED_FORMATS:
             raise PolicyError(f"saved={self.saved} is refused; pass {' or '.join(SAVED_FORMATS)}")
+        object.__setattr__(self, "keep", _kept(self.keep))
         if self.update is Update.PLAIN:
             if self.state != self.params:
                 raise PolicyError(
@@ -100,6 +104,8 @@ class Policy:
             words.append(f"products={self.products}")
         if self.saved != "float32":
             words.append(f"saved={self.saved}")
+        if self.keep:
+            words.append(f"keep={'|'.join(self.keep)}")
         return ", ".join(words)
 
     @classmethod
@@ -123,6 +129,19 @@ def _format_name(axis: str, value: str) -> str:
         return find_format(value).name
     except (FormatError, AttributeError) as error:
         raise PolicyError(f"policy field {axis}={value!r}: {error}") from None
+
+
+_MODULE = re.compile(r"[\w*?.#-]+")
+
+
+def _kept(value: tuple[str, ...] | str) -> tuple[str, ...]:
+    if isinstance(value, str) or not all(isinstance(name, str) and _MODULE.fullmatch(name) for name in value):
+        raise PolicyError(
+            f"policy field keep={value!r} is no list of modules; write paths, | between them: keep=head|blocks.*.norm"
+        )
+    if len(set(value)) != len(value):
+        raise PolicyError(f"policy field keep={'|'.join(value)} names a module twice; leave one out")
+    return tuple(value)
 
 
 def _choice(value: "Update | str") -> Update:
