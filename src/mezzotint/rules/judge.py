@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mezzotint.errors import MezzotintError
 from mezzotint.findings import Finding, Severity
 from mezzotint.policy.policy import Policy
 from mezzotint.rules.catalog import TRACE_RULES
 from mezzotint.rules.trace.view import TraceView, is_product
-from mezzotint.trace.record import Phase, Trace
+from mezzotint.trace.record import MASTER_MARK, Phase, Trace
 
 _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
 
@@ -35,6 +35,7 @@ def judge(trace: Trace, policy: Policy | str | None = None) -> Judgement:
     used = declared if declared is not None else infer_policy(trace)
     view = TraceView(trace, used, is_declared=declared is not None)
     findings = [finding for rule in TRACE_RULES for finding in rule.check(view)]
+    findings = _merged(findings)
     findings.sort(key=lambda one: (_ORDER[one.severity], one.code, one.path or "", one.line or 0))
     return Judgement(
         findings=tuple(findings),
@@ -42,6 +43,20 @@ def judge(trace: Trace, policy: Policy | str | None = None) -> Judgement:
         is_declared=declared is not None,
         verdict=_verdict(trace, findings),
     )
+
+
+def _merged(findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings without repetitions: what one line does in one module is said once."""
+    kept: dict[tuple[object, ...], Finding] = {}
+    times: Counter[tuple[object, ...]] = Counter()
+    for one in findings:
+        key = (one.code, one.severity, one.path, one.line, one.op, one.module, one.phase)
+        kept.setdefault(key, one)
+        times[key] += 1
+    return [
+        one if times[key] == 1 else replace(one, evidence={**one.evidence, "times": times[key]})
+        for key, one in kept.items()
+    ]
 
 
 def infer_policy(trace: Trace) -> Policy:
@@ -71,6 +86,13 @@ def infer_policy(trace: Trace) -> Policy:
         if event.name == "backward" and not event.facts["is_nested"]
         for dtype in event.facts["dtypes"]
     )
+    masters = [one for one in stepped if one.name.endswith(MASTER_MARK)]
+    if masters and len(masters) == len(stepped):  # the optimizer's weights are copies; the model's are compact
+        sizes = Counter(
+            one.dtype
+            for one in trace.parameters
+            if one.optimizer is None and one.name + MASTER_MARK in {m.name for m in masters}
+        )
     is_scaled = any(event.name == "scaler.scale" and event.facts["is_enabled"] for event in trace.events)
     params = _first(sizes)
     words = {
@@ -81,6 +103,8 @@ def infer_policy(trace: Trace) -> Policy:
         "state": _first(states) if states else params,
         "scaling": "dynamic" if is_scaled else "none",
     }
+    if masters and params != "float32":
+        words["update"] = "master"
     try:
         return Policy.parse(", ".join(f"{axis}={value}" for axis, value in words.items()))
     except MezzotintError:  # a mixture that no policy describes: the rules judge each part anyway

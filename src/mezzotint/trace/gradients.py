@@ -17,8 +17,8 @@ class Gradients:
 
     def __init__(self) -> None:
         self.optimizers: WeakSet[Optimizer] = WeakSet()
-        self._scaled: dict[int, int] = {}  # id of a weight -> version of its scaled gradient
-        self.mixed: bool = False
+        # by the id of a weight, whether its gradient carries the scale; absent where it is 0 or not known
+        self._is_scaled: dict[int, bool] = {}
 
     def find_optimizers(self) -> None:
         """Add the optimizers that exist already."""
@@ -40,38 +40,39 @@ class Gradients:
         written = mixed = 0
         for weight in self.weights():
             if weight.grad is None:
-                self._scaled.pop(id(weight), None)
+                self._is_scaled.pop(id(weight), None)
                 continue
             old = before.get(id(weight))
             if old == _fingerprint(weight.grad):
                 continue
             written += 1
-            was_scaled = id(weight) in self._scaled
-            if old is not None and was_scaled != is_scaled and weight.grad.numel() and old[0] != 0:
-                mixed += 1
-            if is_scaled:
-                self._scaled[id(weight)] = 1
-            else:
-                self._scaled.pop(id(weight), None)
+            was_scaled = self._is_scaled.get(id(weight))
+            mixed += old is not None and was_scaled is not None and was_scaled != is_scaled
+            self._is_scaled[id(weight)] = is_scaled
         return written, mixed
 
-    def forget(self, weights: Iterable[Tensor]) -> None:
-        """Note that these gradients carry no scale any more: unscaled, or zeroed."""
+    def zeroed(self, weights: Iterable[Tensor]) -> None:
+        """Note that these gradients are 0, or gone."""
         for weight in weights:
-            self._scaled.pop(id(weight), None)
+            self._is_scaled.pop(id(weight), None)
+
+    def unscaled(self, weights: Iterable[Tensor]) -> None:
+        """Note that these gradients carry no scale any more."""
+        for weight in weights:
+            self._is_scaled[id(weight)] = False
 
     def num_scaled(self, weights: Iterable[Tensor]) -> int:
         """Return how many of these weights have a gradient that still carries the scale."""
-        return sum(weight.grad is not None and id(weight) in self._scaled for weight in weights)
+        return sum(weight.grad is not None and self._is_scaled.get(id(weight), False) for weight in weights)
 
     def scaled_addresses(self) -> set[int]:
         """Return where the scaled gradients lie."""
-        if not self._scaled:
+        if not any(self._is_scaled.values()):
             return set()
         return {
             weight.grad.data_ptr()
             for weight in self.weights()
-            if id(weight) in self._scaled and weight.grad is not None and weight.grad.layout is torch.strided
+            if self._is_scaled.get(id(weight)) and weight.grad is not None and weight.grad.layout is torch.strided
         }
 
     def owners_of(self, grads: Iterable[Tensor]) -> list[Tensor]:

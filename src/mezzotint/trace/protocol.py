@@ -303,7 +303,7 @@ class Protocol:
         }
         with self._failing("scaler.unscale", lane, facts), lane.updating():
             result = original(scaler, optimizer)
-        self.gradients.forget(weights_of(optimizer))
+        self.gradients.unscaled(weights_of(optimizer))
         self._tape.scaled_gradients = self.gradients.scaled_addresses()
         self.note("scaler.unscale", lane, facts, first=first, depth=3)
         return result
@@ -325,7 +325,7 @@ class Protocol:
         finally:
             self._scaler_depth -= 1
         facts["is_skipped"] = self._num_stepped == stepped
-        self.gradients.forget(weights_of(optimizer))
+        self.gradients.unscaled(weights_of(optimizer))
         self._tape.scaled_gradients = self.gradients.scaled_addresses()
         self.note("scaler.step", lane, facts, first=first, depth=3)
         if facts["is_skipped"]:
@@ -341,7 +341,7 @@ class Protocol:
     def _zero_grad(self, original: Callable[..., Any], optimizer: Any, *args: Any, **kwargs: Any) -> None:
         lane, first = self._tape.lanes.mine(), len(self._tape.log)
         original(optimizer, *args, **kwargs)
-        self.gradients.forget(weights_of(optimizer))
+        self.gradients.zeroed(weights_of(optimizer))
         self._tape.scaled_gradients = self.gradients.scaled_addresses()
         self.note("optimizer.zero_grad", lane, {"optimizer_id": id(optimizer)}, first=first, depth=3)
 

@@ -138,6 +138,9 @@ class Call:
         return self.site[0] if self.site else None
 
 
+MASTER_MARK = " (master)"
+"""What follows a weight's name in the name of its float32 copy."""
+
 UNKNOWN = -1
 """The producer of a tensor that came from outside the trace."""
 

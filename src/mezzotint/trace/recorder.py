@@ -33,7 +33,7 @@ from mezzotint.trace.module_names import ModuleNames
 from mezzotint.trace.patches import Patches
 from mezzotint.trace.protocol import Protocol
 from mezzotint.trace.ranges import tally_of
-from mezzotint.trace.record import Operation, ParameterRecord, StepRecord, Trace, parameter_producer
+from mezzotint.trace.record import MASTER_MARK, Operation, ParameterRecord, StepRecord, Trace, parameter_producer
 from mezzotint.trace.sites import Sites
 
 _ABOUT_HOOKS = "Using `torch.compile.*when there are global hooks"
@@ -222,7 +222,7 @@ class Recorder:
         ]
         if not copies or [one.shape for one in copies] != [weight.shape for weight, _ in compact]:
             return {}
-        return {id(one): f"{name} (master)" for one, (_, name) in zip(copies, compact, strict=True)}
+        return {id(one): f"{name}{MASTER_MARK}" for one, (_, name) in zip(copies, compact, strict=True)}
 
     # steps
 

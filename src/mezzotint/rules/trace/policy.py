@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from mezzotint.findings import Finding, Severity
 from mezzotint.rules.rule import Rule
 from mezzotint.rules.trace.view import TraceView, is_product
-from mezzotint.trace.record import Operation, Phase
+from mezzotint.trace.record import MASTER_MARK, Operation, Phase
 
 _TRAINED = (Phase.FORWARD, Phase.RECOMPUTE, Phase.BACKWARD)
 
@@ -38,7 +38,9 @@ def _stored(view: TraceView) -> Iterator[Finding]:
     axes = (("params", "dtype", "weight"), ("reduce", "grad_dtype", "gradient"))
     for axis, field, noun in axes:
         wanted = getattr(view.policy, axis)
-        wrong = [one for one in view.trace.parameters if getattr(one, field) not in (None, wanted)]
+        # copies that an optimizer keeps for the model's weights are no weights of the model
+        model = [one for one in view.trace.parameters if not one.name.endswith(MASTER_MARK)]
+        wrong = [one for one in model if getattr(one, field) not in (None, wanted)]
         if wrong:
             yield view.finding(
                 OTHER_STORAGE.code,

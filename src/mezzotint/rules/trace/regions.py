@@ -115,7 +115,7 @@ def _uncast(view: TraceView) -> Iterator[Finding]:
     """In-place and out= products, which autocast leaves alone."""
     for operation in view.first.values():
         call = operation.call
-        if call.autocast is None or call.phase is not Phase.FORWARD or not is_product(call):
+        if call.autocast is None or call.phase not in (Phase.FORWARD, Phase.OTHER) or not is_product(call):
             continue
         if call.is_in_place and call.format == "float32":
             yield view.finding(

@@ -31,7 +31,7 @@ _BY_HAND = 2.0  # a root multiplied by this much or more is taken for one that i
 def _clipped_while_scaled(view: TraceView) -> Iterator[Finding]:
     seen: set[object] = set()
     for event in view.events("clip"):
-        if event.facts["num_scaled"] and event.site not in seen:
+        if event.facts["num_scaled"] and event.site not in seen and not _is_unscaled_by_hand(view, event):
             seen.add(event.site)
             yield view.finding(
                 CLIPPED_WHILE_SCALED.code,
@@ -83,13 +83,18 @@ def _asked_for_scale(view: TraceView, first: int, end: int) -> bool:
     return any(first <= one.operation <= end for one in view.events("scaler.get_scale"))
 
 
+def _is_unscaled_by_hand(view: TraceView, event: Event) -> bool:
+    """Whether the program asked for the scale since the last backward pass: it takes it off by itself."""
+    before = [one for one in view.events("backward") if one.end <= event.operation]
+    return bool(before) and _asked_for_scale(view, before[-1].operation, event.operation)
+
+
 def _stepped_while_scaled(view: TraceView) -> Iterator[Finding]:
     seen: set[object] = set()
     for event in view.events("optimizer.step"):
         if not event.facts["num_scaled"] or event.facts["in_scaler"] or event.site in seen:
             continue
-        before = [one for one in view.events("backward") if one.end <= event.operation]
-        if before and _asked_for_scale(view, before[-1].operation, event.operation):
+        if _is_unscaled_by_hand(view, event):
             continue
         seen.add(event.site)
         yield view.finding(

@@ -136,7 +136,7 @@ def _callers(site: Site, frame: Frame | None) -> dict[str, Any]:
 
 def is_product(call: Call) -> bool:
     """Whether an operation multiplies matrices: what autocast lowers."""
-    return call.name in PRODUCTS or _ATTENTION in call.name
+    return call.name.removesuffix("_") in PRODUCTS or _ATTENTION in call.name
 
 
 def is_relay(call: Call) -> bool:
