@@ -506,6 +506,52 @@ def good_mz231() -> Step:
     return trained(lambda net: net(data()).float().square().mean())
 
 
+def _first_scaled(*later: bool) -> Step:
+    net, optimizer, scaler = parts()
+
+    def step() -> None:
+        for is_scaled in (True, *later):
+            with half():
+                loss = net(data()).float().square().mean()
+            (scaler.scale(loss) if is_scaled else loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+
+    return step
+
+
+def bad_mz232() -> Step:
+    return _first_scaled(False)
+
+
+def good_mz232() -> Step:
+    return _first_scaled(True)
+
+
+def _scaler_by_step(is_new: bool) -> Step:
+    net, optimizer, scaler = parts()
+
+    def step() -> None:
+        used = torch.amp.GradScaler("cpu") if is_new else scaler
+        with half():
+            loss = net(data()).float().square().mean()
+        optimizer.zero_grad()
+        used.scale(loss).backward()
+        used.step(optimizer)
+        used.update()
+
+    return step
+
+
+def bad_mz233() -> Step:
+    return _scaler_by_step(True)
+
+
+def good_mz233() -> Step:
+    return _scaler_by_step(False)
+
+
 # weights
 
 
@@ -597,6 +643,32 @@ def bad_mz242() -> Step:
 
 def good_mz242() -> Step:
     return _averaged(torch.float32)
+
+
+def _assigned_average(dtype: torch.dtype) -> Step:
+    net, optimizer, _ = parts()
+    average = {name: weight.detach().clone().to(dtype) for name, weight in net.named_parameters()}
+
+    @torch.no_grad()
+    def follow() -> None:
+        for name, weight in net.named_parameters():
+            average[name] = 0.9999 * average[name] + (1 - 0.9999) * weight.to(dtype)
+
+    def step() -> None:
+        net(data()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        follow()
+
+    return step
+
+
+def bad_mz242_assigned() -> Step:
+    return _assigned_average(torch.bfloat16)
+
+
+def good_mz242_assigned() -> Step:
+    return _assigned_average(torch.float32)
 
 
 def _counted(dtype: torch.dtype, start: float) -> Step:

@@ -65,6 +65,10 @@ class Gradients:
         """Return how many of these weights have a gradient that still carries the scale."""
         return sum(weight.grad is not None and self._is_scaled.get(id(weight), False) for weight in weights)
 
+    def num_unscaled(self, weights: Iterable[Tensor]) -> int:
+        """Return how many of these weights have a gradient that is known to carry no scale."""
+        return sum(weight.grad is not None and self._is_scaled.get(id(weight)) is False for weight in weights)
+
     def scaled_addresses(self) -> set[int]:
         """Return where the scaled gradients lie."""
         if not any(self._is_scaled.values()):

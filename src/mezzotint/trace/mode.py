@@ -22,7 +22,7 @@ from mezzotint.trace.ranges import Ranges, TensorRange
 from mezzotint.trace.record import FLOATING, UNKNOWN, Call, Kind, Phase, TensorMeta
 from mezzotint.trace.sites import Sites
 from mezzotint.trace.traits import Traits, flops_of, traits_of
-from mezzotint.trace.updates import Updates
+from mezzotint.trace.updates import REPLACING, Updates
 
 MAX_MEASURED = 8
 """Operations on lists of tensors (foreach) have ranges measured only up to this many outputs: weights, gradients and
@@ -173,6 +173,8 @@ class Tape:
                     self.births.check(index, entry, func, args, kwargs, inputs, producers, t)
         if watched is not None:
             self.updates.after(watched, traits, func, place)
+        elif phase is Phase.OTHER and not traits.written and traits.name in REPLACING and inputs:
+            self.updates.replaced(traits, func, args, kwargs, inputs[0], out, place)
         return out
 
     def _note_addresses(self, index: int, outputs: list[Tensor], *, is_new: bool) -> None:

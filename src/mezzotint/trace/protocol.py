@@ -51,6 +51,8 @@ class Protocol:
         self._patches = Patches()
         self._explicit: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
         self._scaled_operations: set[int] = set()
+        self._serials: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self._num_scalers = 0
         self._scaler_depth = 0
         self._num_stepped = 0
         self._loss: float | None = None
@@ -134,6 +136,13 @@ class Protocol:
 
     def _failing(self, name: str, lane: Lane, facts: Mapping[str, Any]) -> AbstractContextManager[Any]:
         return _Failing(self, name, lane, facts)
+
+    def _serial(self, scaler: Any) -> int:
+        """Return a number for a scaler that no other gets, whatever becomes of its address."""
+        if scaler not in self._serials:
+            self._num_scalers += 1
+            self._serials[scaler] = self._num_scalers
+        return self._serials[scaler]
 
     # autocast
 
@@ -286,7 +295,7 @@ class Protocol:
                 "is_enabled": scaler.is_enabled(),
                 "dtypes": [dtype_name(one.dtype) for one in given],
                 "scale": scale,
-                "scaler": id(scaler),
+                "scaler": self._serial(scaler),
             },
             first=first,
             depth=3,
@@ -298,8 +307,9 @@ class Protocol:
         facts = {
             "is_enabled": scaler.is_enabled(),
             "in_step": self._scaler_depth > 0,
+            "num_unscaled": self.gradients.num_unscaled(weights_of(optimizer)),
             "grad_dtypes": sorted({dtype_name(w.grad.dtype) for w in weights_of(optimizer) if w.grad is not None}),
-            "scaler": id(scaler),
+            "scaler": self._serial(scaler),
         }
         with self._failing("scaler.unscale", lane, facts), lane.updating():
             result = original(scaler, optimizer)
@@ -316,7 +326,7 @@ class Protocol:
             "has_closure": any(callable(value) for value in (*args, *kwargs.values())),
             "optimizer": type(optimizer).__name__,
             "optimizer_id": id(optimizer),
-            "scaler": id(scaler),
+            "scaler": self._serial(scaler),
         }
         self._scaler_depth += 1
         try:

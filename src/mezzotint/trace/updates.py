@@ -25,6 +25,8 @@ _SOUGHT = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _WHOLE = 65536  # elements up to which a weight is looked at whole
 _LINE = 16  # float32 elements in a line of memory
 _PLAIN = ("add", "sub", "mul", "div", "lerp", "addcmul", "addcdiv", "axpby")
+REPLACING = frozenset({"mul", "add", "sub", "lerp"})
+"""Operations by which an average is computed anew: `ema = decay * ema + (1 - decay) * weight`."""
 _UPDATES = frozenset(
     [f"{name}_" for name in _PLAIN] + [f"_foreach_{name}_" for name in _PLAIN]
 )  # and whatever begins with `_fused_`
@@ -79,6 +81,35 @@ class Updates:
             tensor.detach().clone() if tensor.dtype in _LOW and self._lasts(tensor) else None for tensor in written
         ]
         return Watched(wide_args, wide_kwargs, written, before)
+
+    def replaced(
+        self, traits: "Traits", func: Callable[..., Any], args: Any, kwargs: Any, old: Tensor, new: Any, place: "Place"
+    ) -> None:
+        """Follow a compact tensor that is replaced by a changed one, in every step at the same place."""
+        if not isinstance(new, Tensor) or new.dtype not in _LOW or new.dtype is not old.dtype or new.shape != old.shape:
+            return
+        maker = self._tape.created.get(old.data_ptr(), -1)
+        if not self._lasts(old) or maker < 0 or not place.site:
+            return
+        made_at = self._tape.log[maker][0].place.site
+        here = place.site[0]
+        if not made_at or (made_at[0].path, made_at[0].function) != (here.path, here.function):
+            return  # it does not come from here: no average, but somebody's data
+        copies: dict[int, Tensor] = {}
+        with torch.no_grad(), torch._C._DisableAutocast():
+            intended = func(
+                *[_copied(one, copies) for one in args], **{k: _copied(v, copies) for k, v in kwargs.items()}
+            )
+        should_move = intended != old.float()
+        lost = should_move & (new == old)
+        key = (f"tensor {list(new.shape)}", "copy", traits.name, id(place.site), 0)
+        total = self._totals.get(key)
+        if total is None:
+            dtype = str(new.dtype).removeprefix("torch.")
+            total = self._totals[key] = _Total(key[0], "copy", dtype, traits.op, place.site, place.module, False)
+        total.steps.add(self._tape.step)
+        total.count += int(should_move.sum())
+        total.lost += int(lost.sum())
 
     def _lasts(self, tensor: Tensor) -> bool:
         """Whether a tensor was there before this step: a passing result may be rounded as it likes."""

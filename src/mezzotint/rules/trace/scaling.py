@@ -308,6 +308,41 @@ def _unsaved_scaler(view: TraceView) -> Iterator[Finding]:
         return
 
 
+def _never_scaled(view: TraceView) -> Iterator[Finding]:
+    for event in view.events("scaler.unscale"):
+        if event.facts["is_enabled"] and event.facts["num_unscaled"] and "error" not in event.facts:
+            yield view.finding(
+                NEVER_SCALED.code,
+                Severity.ERROR,
+                f"the scaler divides {event.facts['num_unscaled']} gradients by its "
+                f"scale{_scale_text(view, event)} that were "
+                "never multiplied by it",
+                event=event,
+                advice="call backward on scaler.scale(loss), for every loss of the step",
+                evidence={"num_unscaled": event.facts["num_unscaled"], "scale": _scale_at(view, event)},
+            )
+            return
+
+
+def _new_scalers(view: TraceView) -> Iterator[Finding]:
+    """A gradient scaler that is made anew for every step of the same optimizer."""
+    used: dict[int, list[tuple[int, Event]]] = {}
+    for event in view.events("scaler.step"):
+        if event.facts["is_enabled"]:
+            used.setdefault(event.facts["optimizer_id"], []).append((event.facts["scaler"], event))
+    for found in used.values():
+        if len(found) > 1 and len({scaler for scaler, _ in found}) == len(found):
+            yield view.finding(
+                NEW_SCALERS.code,
+                Severity.WARNING,
+                "a new gradient scaler is made for every step: its scale never adapts",
+                event=found[1][1],
+                advice="make one scaler before the loop",
+                evidence={"scalers": len(found)},
+            )
+            return
+
+
 def _idle_scaler(view: TraceView) -> Iterator[Finding]:
     if view.policy.compute != "bfloat16":
         return
@@ -426,7 +461,20 @@ IDLE_SCALER = _rule(
     "scaler = GradScaler()  # autocast to bfloat16", "scaler = GradScaler(enabled=False)",
     "Disable the scaler with bfloat16.", _idle_scaler,
 )  # fmt: skip
+NEVER_SCALED = _rule(
+    "MZ232", "never-scaled", "a scaler unscales gradients that were never scaled", Severity.ERROR,
+    "The gradients are divided by up to 65536 and most updates vanish.",
+    "loss.backward()\nscaler.step(optimizer)", "scaler.scale(loss).backward()\nscaler.step(optimizer)",
+    "Scale every loss before its backward pass.", _never_scaled, (_AMP,),
+)  # fmt: skip
+NEW_SCALERS = _rule(
+    "MZ233", "new-scaler-every-step", "a gradient scaler is made anew for every step", Severity.WARNING,
+    "The scale starts from its initial value each time: overflows are skipped for ever, and it never grows.",
+    "for batch in data:\n    scaler = GradScaler()", "scaler = GradScaler()\nfor batch in data: ...",
+    "Make one scaler before the loop.", _new_scalers, (_AMP,),
+)  # fmt: skip
 RULES = (
     CLIPPED_WHILE_SCALED, STEPPED_WHILE_SCALED, UNSCALED_TWICE, MIXED_GRADIENTS, SCALED_PENALTY, NO_SCALING,
     HALF_WEIGHTS, CLOSURE, UPDATE_ORDER, UNSAVED_SCALER, IDLE_SCALER,
+    NEVER_SCALED, NEW_SCALERS,
 )  # fmt: skip
