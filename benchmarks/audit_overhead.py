@@ -5,7 +5,8 @@
 A sample is `--steps` training steps in a row, with everything that the watcher installs and takes back around them.
 `torch DebugMode` notes operations and dtypes as text; transformers' DebugUnderflowOverflow notes the smallest and
 largest magnitude of what modules take and give, forward only; the histograms by hooks are what a user writes by hand:
-torch.histc over the exponents of each module's output and of its gradient.
+torch.histc over the exponents of each module's output and of its gradient. `mz.watch` records one step in fifty by
+default, so its samples are fifty steps long.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import harness
 from mezzotint.models.gpt import GPT
 from mezzotint.recipes.catalog import find_recipe
 from mezzotint.trace.recorder import Recorder
+from mezzotint.trace.watch import Watch
 
 Step = Callable[[], object]
 
@@ -121,10 +123,27 @@ def hook_histograms(dtype, steps: int) -> Step:
     return lambda: [step() for _ in range(steps)]
 
 
+def watched(dtype, steps: int) -> Step:
+    _, step = make_step(dtype)
+
+    def run() -> None:
+        with Watch():
+            for _ in range(steps):
+                step()
+
+    return run
+
+
+def watch_table(rounds: int) -> list[harness.Timing]:
+    contestants = {"plain": plain(torch.bfloat16, 50), "mz.watch, every 50 steps": watched(torch.bfloat16, 50)}
+    return harness.interleave(contestants, rounds=rounds, warmup=0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     harness.add_options(parser, rounds=7)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--watch-rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     facts = harness.machine()
@@ -136,7 +155,7 @@ def main() -> None:
             "mezzotint, dtypes only": recorder(dtype, options.steps, has_ranges=False),
             "mezzotint, all ranges": recorder(dtype, options.steps, has_ranges=True),
             "torch DebugMode": debug_mode(dtype, options.steps),
-            "DebugUnderflowOverflow": debug_underflow(dtype, options.steps),
+            "transformers DebugUnderflowOverflow": debug_underflow(dtype, options.steps),
             "histograms by hooks": hook_histograms(dtype, options.steps),
         }
         timings = harness.interleave({k: v for k, v in contestants.items() if v is not None}, rounds=options.rounds)
@@ -147,6 +166,23 @@ def main() -> None:
                 [
                     t.name,
                     f"{t.median_seconds:.3f} ± {t.spread_seconds:.3f}",
+                    f"{t.ratio:.3f} ± {t.ratio_spread:.3f}",
+                    str(t.num_samples),
+                ]
+                for t in timings
+            ],
+        )
+        results[title] = timings
+        print(f"## {title}\n\n{tables[title]}", flush=True)
+    if options.watch_rounds:
+        timings = watch_table(options.watch_rounds)
+        title = f"small-10m, bfloat16, 50 steps, {options.threads} thread{'s' if options.threads > 1 else ''}"
+        tables[title] = harness.markdown_table(
+            ["", "seconds for 50 steps", "ratio to the plain steps", "samples"],
+            [
+                [
+                    t.name,
+                    f"{t.median_seconds:.2f} ± {t.spread_seconds:.2f}",
                     f"{t.ratio:.3f} ± {t.ratio_spread:.3f}",
                     str(t.num_samples),
                 ]

@@ -12,6 +12,7 @@ import sys
 from io import StringIO
 from pathlib import Path
 
+import audit_example
 import claims
 import cpu_page
 import rules_page
@@ -123,6 +124,8 @@ def filled(text: str) -> str:
         "avx2": avx2_sentence(),
         "policies": policy_rows(),
         "kernels": kernels_block(),
+        "audit": audit_example.block(),
+        "audit cost": audit_example.cost_block(),
     }
     for mark, block in blocks.items():
         pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
@@ -187,6 +190,7 @@ def pages() -> dict[Path, str]:
     """Return every generated file as it should be."""
     return {
         README: filled(README.read_text(encoding="utf-8")),
+        ROOT / "docs" / "audit.md": filled((ROOT / "docs" / "audit.md").read_text(encoding="utf-8")),
         ROOT / "docs" / "formats.md": formats_page(),
         ROOT / "docs" / "claims.md": claims.page(),
         ROOT / "docs" / "cpu.md": cpu_page.page(),

@@ -18,14 +18,16 @@ def test_generated_parts_are_fresh() -> None:
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_code_in_the_readme_runs(code: str) -> None:
-    out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True).stdout
+def test_code_in_the_readme_runs(code: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", code]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     assert "stepped" in out or "1000.0" in out
 
 
-def test_code_in_the_page_on_cpus_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "cpu.md").read_text(encoding="utf-8"), re.DOTALL)
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+@pytest.mark.parametrize("page", ["cpu.md", "audit.md"])
+def test_code_in_the_pages_runs(page: str, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=tmp_path)
 
 
 def test_commands_in_the_readme_exist() -> None:
