@@ -22,8 +22,12 @@ class Gradients:
 
     def find_optimizers(self) -> None:
         """Add the optimizers that exist already."""
+        is_optimizer: dict[type, bool] = {}  # hundreds of thousands of objects are of a few thousand types
         for one in gc.get_objects():
-            if issubclass(type(one), Optimizer):
+            kind = type(one)
+            if kind not in is_optimizer:
+                is_optimizer[kind] = issubclass(kind, Optimizer)
+            if is_optimizer[kind]:
                 self.optimizers.add(one)
 
     def weights(self) -> Iterator[Tensor]:

@@ -24,6 +24,7 @@ _LOW = (torch.bfloat16, torch.float16)
 _SOUGHT = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _WHOLE = 65536  # elements up to which a weight is looked at whole
 _LINE = 16  # float32 elements in a line of memory
+_PART = 64  # of the lines of a large weight, one in so many is looked at
 _PLAIN = ("add", "sub", "mul", "div", "lerp", "addcmul", "addcdiv", "axpby")
 REPLACING = frozenset({"mul", "add", "sub", "lerp"})
 """Operations by which an average is computed anew: `ema = decay * ema + (1 - decay) * weight`."""
@@ -142,7 +143,7 @@ class Updates:
             total.lost += int(lost.sum())
 
     def sample(self, weight: Tensor) -> Tensor | None:
-        """Return a copy of a sample of a float32 weight: whole lines of memory, every sixteenth of a large one."""
+        """Return a copy of a sample of a float32 weight: whole lines of memory, one in 64 of a large one."""
         if weight.dtype is not torch.float32 or not has_memory(weight) or not weight.is_contiguous():
             return None
         return _sampled(weight).clone()
@@ -196,7 +197,7 @@ def _sampled(weight: Tensor) -> Tensor:
     flat = weight.detach().view(-1)
     if flat.numel() <= _WHOLE:
         return flat
-    stride = _LINE * 16
+    stride = _LINE * _PART
     return flat.as_strided((flat.numel() // stride, _LINE), (stride, 1))
 
 
