@@ -9,6 +9,8 @@
     |   +-- CheckpointError                a checkpoint that is damaged or belongs to another run
     |   +-- EngineError                    calls of the engine in an order that has no meaning
     |   +-- AuditError                     a script or an audit that cannot be started
+    |   +-- GhostError                     what the simulated GPU cannot do
+    |   +-- PlanError                      a card or a run that cannot be planned
     +-- TrainingError (also a RuntimeError)   a run that cannot go on
         +-- NonFiniteError                 NaN or infinity in loss or gradients, beyond what skipping repairs
 
@@ -50,6 +52,14 @@ class EngineError(UserError):
 
 class AuditError(UserError):
     """A script that cannot be run, or an audit inside another."""
+
+
+class GhostError(UserError):
+    """Something that a simulated GPU cannot do, or a torch that it cannot stand in for."""
+
+
+class PlanError(UserError):
+    """A card, a format or a run that cannot be planned."""
 
 
 class TrainingError(MezzotintError, RuntimeError):

@@ -20,7 +20,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from mezzotint.errors import AuditError
-from mezzotint.trace.patches import Patches
+from mezzotint.patches import Patches
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import Enough, Recorder
 

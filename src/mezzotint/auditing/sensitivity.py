@@ -22,7 +22,7 @@ from mezzotint.errors import AuditError
 from mezzotint.modules.islands import widened
 from mezzotint.trace.gradients import weights_of
 from mezzotint.trace.module_names import ModuleNames
-from mezzotint.trace.patches import Patches
+from mezzotint.patches import Patches
 from mezzotint.trace.recorder import Enough
 
 METRICS = ("gradient", "loss")

@@ -20,7 +20,7 @@ from torch.optim import Optimizer, lr_scheduler
 from mezzotint.trace.gradients import Gradients, weights_of
 from mezzotint.trace.lanes import Lane, Region
 from mezzotint.trace.mode import Tape, dtype_name
-from mezzotint.trace.patches import Patches
+from mezzotint.patches import Patches
 from mezzotint.trace.record import UNKNOWN, Event
 
 _PASSED_THROUGH = frozenset(

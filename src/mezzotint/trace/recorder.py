@@ -30,7 +30,7 @@ from mezzotint.trace.gradients import weights_of
 from mezzotint.trace.lanes import Lane, Lanes, Place, Region
 from mezzotint.trace.mode import RecordingMode, Tape, call_of, dtype_name
 from mezzotint.trace.module_names import ModuleNames
-from mezzotint.trace.patches import Patches
+from mezzotint.patches import Patches
 from mezzotint.trace.protocol import Protocol
 from mezzotint.trace.ranges import tally_of
 from mezzotint.trace.record import MASTER_MARK, Operation, ParameterRecord, StepRecord, Trace, parameter_producer

@@ -27,7 +27,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from mezzotint.errors import AuditError
 from mezzotint.trace.alarms import Alarm, Limits, Raised, ScaleHistory, row_alarms
 from mezzotint.trace.module_names import ModuleNames
-from mezzotint.trace.patches import Patches
+from mezzotint.patches import Patches
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import Recorder
 from mezzotint.trace.watch_row import histograms, row_of

@@ -1,0 +1,137 @@
+"""What C++ is told about the device of a ghost: CUDA, or meta while autograd does its bookkeeping.
+
+Autograd's engine wants an accelerator as soon as it hears of one, autocast casts only what it hears to be on one, and
+both ask the same question of the same tensors. A fake tensor has no device of its own in C++, so the answer can differ:
+one flag, the face, is meta inside autograd's kernels, inside the engine, and where a custom function makes its node.
+
+Autograd's kernels are reached through Python kernels at a dispatch key that lies between autograd and CUDA's autocast and
+that nothing uses here (autocast of IPU or HPU). They set the face, go on to autograd, and set it back. Composite
+operations have no kernel of autograd's and fall through, so they see CUDA as they would on a GPU.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.library import Library
+
+from mezzotint.errors import GhostError
+
+_KEYS = ("AutocastIPU", "AutocastHPU")
+# `Tensor._make_subclass`, which makes parameters, needs a detach that C++ does by itself
+_LEFT_ALONE = frozenset({"aten::detach", "aten::_make_dual", "aten::_unpack_dual"})
+
+
+class Face:
+    """The flag. `is_meta` says which device C++ is told."""
+
+    __slots__ = ("is_meta",)
+
+    def __init__(self) -> None:
+        self.is_meta = False
+
+
+class Faces:
+    """The Python kernels around autograd's, registered while the ghost GPU is on."""
+
+    def __init__(self, face: Face) -> None:
+        self._face = face
+        self._libraries: list[Any] = []
+        self._key_name = ""
+        self._saved: tuple[bool, bool] = (False, False)
+        self.key: Any = None
+
+    @property
+    def excluded(self) -> Any:
+        """A guard class' argument: the key, for calls that go below it."""
+        return torch._C.DispatchKeySet(self.key)
+
+    def install(self) -> None:
+        """Register the kernels and switch the key on in this thread. Raises GhostError where no key is free."""
+        self._key_name = next((name for name in _KEYS if self._claim(name)), "")
+        if not self._key_name:
+            raise GhostError(f"torch {torch.__version__} has no unused dispatch key between autograd and autocast")
+        self.key = getattr(torch._C.DispatchKey, self._key_name)
+        after = torch._C._dispatch_keyset_full_after(self.key)
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        libraries: dict[str, Any] = {}
+        for name in torch._C._dispatch_get_all_op_names():
+            namespace, _, rest = name.partition("::")
+            base, _, overload = rest.partition(".")
+            if f"{namespace}::{base}" in _LEFT_ALONE or not has_kernel(name, "Autograd"):
+                continue
+            if namespace not in libraries:
+                libraries[namespace] = torch._C._dispatch_library("IMPL", namespace, self._key_name)
+            packet = getattr(getattr(torch.ops, namespace), base, None)
+            if packet is None:
+                continue
+            operation = getattr(packet, overload or "default")
+            libraries[namespace].impl(rest, self._key_name, self._kernel(operation, after), True)
+        self._libraries.extend(libraries.values())
+        included = torch._C._dispatch_tls_is_dispatch_key_included(self.key)
+        excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(self.key)
+        self._saved = (included, excluded)
+        torch._C._dispatch_tls_set_dispatch_key_excluded(self.key, False)
+        torch._C._dispatch_tls_set_dispatch_key_included(self.key, True)
+
+    def remove(self) -> None:
+        """Take everything back."""
+        if self.key is not None:
+            included, excluded = self._saved
+            torch._C._dispatch_tls_set_dispatch_key_included(self.key, included)
+            torch._C._dispatch_tls_set_dispatch_key_excluded(self.key, excluded)
+        while self._libraries:
+            library = self._libraries.pop()
+            if isinstance(library, Library):
+                library._destroy()
+            elif hasattr(library, "reset"):
+                library.reset()
+        self.key = None
+
+    def _claim(self, name: str) -> bool:
+        """Make operations without a kernel fall through at the key; False where the key has kernels already."""
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        if any(has_kernel(op, name) for op in ("aten::mm", "aten::add.Tensor", "aten::linear")):
+            return False
+        try:
+            library = torch._C._dispatch_library("IMPL", "_", name)
+            library.fallback_fallthrough()
+        except (RuntimeError, AttributeError):
+            return False
+        self._libraries.append(library)
+        return True
+
+    def _kernel(self, operation: Any, after: Any) -> Callable[..., Any]:
+        base = operation._schema.name.partition("::")[2]
+        if torch._C._should_allow_numbers_as_tensors(base):
+            return partial(_around_with_numbers, self, operation, after)
+        return partial(_around, self._face, operation, after)
+
+
+def _around(face: Face, operation: Any, after: Any, keys: Any, *args: Any, **kwargs: Any) -> Any:
+    was_meta = face.is_meta
+    face.is_meta = True
+    try:
+        return operation.redispatch(keys & after, *args, **kwargs)
+    finally:
+        face.is_meta = was_meta
+
+
+def _around_with_numbers(faces: Faces, operation: Any, after: Any, keys: Any, *args: Any, **kwargs: Any) -> Any:
+    """Like `_around`, for `x * 2`: redispatching refuses a number where the schema says Tensor; calling does not.
+
+    Making a tensor of the number would change type promotion: it would no longer count as a number.
+    """
+    face = faces._face
+    was_meta = face.is_meta
+    face.is_meta = True
+    try:
+        if len(args) >= 2 and isinstance(args[0], torch.Tensor) and isinstance(args[1], torch.Tensor):
+            return operation.redispatch(keys & after, *args, **kwargs)
+        with torch._C._ExcludeDispatchKeyGuard(
+            torch._C.DispatchKeySet(faces.key) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+        ):
+            return operation(*args, **kwargs)
+    finally:
+        face.is_meta = was_meta

@@ -1,0 +1,273 @@
+"""The modes that every torch call of a program on the ghost GPU goes through.
+
+The function mode sees Python's calls and turns the face to CUDA. The dispatch mode, below autocast and autograd, answers
+C++'s questions about devices and numbers, keeps CPU tensors real, and gives everything else to PyTorch's fake kernels.
+CPU tensors stay real because batches are indexed and shapes computed with them; only large floating-point ones made on
+the CPU become fake, so that a model of any size costs nothing.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
+from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedOperatorException
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mezzotint.errors import GhostError
+from mezzotint.ghost.faces import Face, Faces
+from mezzotint.ghost.kernels import KERNELS
+from mezzotint.ghost.storages import Storages
+from mezzotint.ghost.values import Values, user_frame
+
+MAX_REAL = 4096
+"""Floating-point CPU tensors with more elements than this are made fake."""
+
+_META = torch.device("meta")
+_CPU = torch.device("cpu")
+_GHOST = torch.device("cuda", 0)
+_DEVICE = torch.ops.prim.device.default
+_ITEM = torch.ops.aten._local_scalar_dense.default
+
+
+class GhostFakeMode(FakeTensorMode):
+    """PyTorch's fake kernels, never a real one of CUDA's, whatever `torch.cuda.is_available` says."""
+
+    avoid_device_init = True
+
+    def __init__(self) -> None:
+        super().__init__(allow_fallback_kernels=False, allow_non_fake_inputs=True)  # type: ignore[no-untyped-call]
+
+
+class FaceMode(TorchFunctionMode):
+    """Turns the face to CUDA for every call from Python, also from hooks inside the engine."""
+
+    def __init__(self, face: Face) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._face = face
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the call with the face set to CUDA."""
+        face = self._face
+        was_meta = face.is_meta
+        face.is_meta = False
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            face.is_meta = was_meta
+
+
+class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs operations on fake tensors or for real, and notes memory and assumptions."""
+
+    def __init__(self, face: Face, faces: Faces, fake: GhostFakeMode, values: Values, storages: Storages) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._face = face
+        self._faces = faces
+        self._fake = fake
+        self._values = values
+        self._storages = storages
+        self._names: dict[Any, tuple[str, bool]] = {}
+        self.num_operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation."""
+        face = self._face
+        if func is _DEVICE:
+            tensor = args[0]
+            if isinstance(tensor, FakeTensor):
+                return _META if face.is_meta or self._fake.in_kernel_invocation else tensor.fake_device
+            return tensor.device
+        was_meta = face.is_meta
+        face.is_meta = False
+        try:
+            with torch._C._ExcludeDispatchKeyGuard(self._faces.excluded):
+                return self._run(func, args, kwargs or {})
+        finally:
+            face.is_meta = was_meta
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        ghosts, reals = _split(args, kwargs)
+        device = kwargs.get("device")
+        if device is not None and device.type == "meta":
+            if ghosts or not _asks_for_meta():
+                device = _GHOST
+                kwargs = {**kwargs, "device": device}
+        name, writes = self._traits(func)
+        if not ghosts and (device is None or device.type != "cuda"):
+            if not (
+                device is not None
+                and not reals
+                and device.type == "cpu"
+                and _is_large(name, args, kwargs)
+            ) and not (device is None and not reals and _is_large(name, args, kwargs)):
+                with torch._C._DisableTorchDispatch():
+                    return func(*args, **kwargs)
+        if func is _ITEM:
+            return self._values.item(args[0])
+        self.num_operations += 1
+        if writes and args and isinstance(args[0], Tensor) and not isinstance(args[0], FakeTensor):
+            return self._write_back(func, args, kwargs)
+        if reals:
+            args, kwargs = _map(args, self._as_fake), {key: self._as_fake_any(v) for key, v in kwargs.items()}
+        kernel = KERNELS.get(func)
+        try:
+            with self._fake:
+                out = kernel(func, args, kwargs) if kernel is not None else func(*args, **kwargs)
+        except (DynamicOutputShapeException, DataDependentOutputException):
+            out = self._guess(func, name, args, kwargs)
+        except UnsupportedOperatorException:
+            raise GhostError(_unsupported(func)) from None
+        self._values.follow(name, args, kwargs, out)
+        if reals and isinstance(out, Tensor) and out.numel() == 1 and name == "_to_copy":
+            out._ghost_value = reals[0].item() if not reals[0].is_complex() else None  # type: ignore[attr-defined]
+        self._see(out)
+        return out
+
+    def _traits(self, func: Any) -> tuple[str, bool]:
+        found = self._names.get(func)
+        if found is None:
+            schema = getattr(func, "_schema", None)
+            if schema is None:
+                found = (str(func), False)
+            else:
+                first = schema.arguments[0] if schema.arguments else None
+                writes = first is not None and first.alias_info is not None and first.alias_info.is_write
+                found = (schema.name.partition("::")[2], writes)
+            self._names[func] = found
+        return found
+
+    def _write_back(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Write a ghost's numbers into a real tensor: there are none, so it keeps what it has, and that is noted."""
+        self._values.note("copy to a CPU tensor")
+        return args[0]
+
+    def _as_fake(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
+            return self.make_fake(value, _CPU)
+        return value
+
+    def _as_fake_any(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return _map(value, self._as_fake)
+        return self._as_fake(value)
+
+    def make_fake(self, real: Tensor, device: torch.device) -> FakeTensor:
+        """Return a fake tensor of the same shape, strides and dtype as a real one."""
+        with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+            if real.layout is not torch.strided:
+                raise GhostError(f"a ghost GPU takes dense tensors; got one with layout {real.layout}")
+            meta = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device="meta")
+            return FakeTensor(self._fake, meta, device)
+
+    def _see(self, out: Any) -> None:
+        if isinstance(out, FakeTensor):
+            if out.fake_device.type == "cuda":
+                self._storages.see(out)
+        elif isinstance(out, (list, tuple)):
+            for one in out:
+                self._see(one)
+
+    def _guess(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Give a shape that depends on data: every element of a mask is taken to be true."""
+        tensor = next(one for one in args if isinstance(one, Tensor))
+        if name in ("nonzero",):
+            self._values.note("shape of nonzero: every element")
+            return torch.empty((tensor.numel(), tensor.dim()), dtype=torch.int64, device=tensor.device)
+        if name in ("masked_select",):
+            self._values.note("shape of masked_select: every element")
+            shape = torch.broadcast_shapes(tensor.shape, args[1].shape)
+            return torch.empty((shape.numel(),), dtype=tensor.dtype, device=tensor.device)
+        if name in ("index",):
+            self._values.note("shape of a mask: every element")
+            indices = [one for one in args[1]]
+            masks = [one for one in indices if one is not None and one.dtype in (torch.bool, torch.uint8)]
+            before = next(i for i, one in enumerate(indices) if one is not None)
+            covered = sum(one.dim() if one in masks else 1 for one in indices if one is not None) if len(
+                masks) == 1 and len([i for i in indices if i is not None]) == 1 else 0
+            if covered:
+                shape = (*tensor.shape[:before], masks[0].numel(), *tensor.shape[before + covered :])
+                return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+        frame = user_frame(None)
+        raise GhostError(_needs_values(func))
+
+
+def _needs_values(func: Any) -> str:
+    import sys
+
+    frame = user_frame(sys._getframe(1))
+    place = f"{frame.f_code.co_filename}:{frame.f_lineno}: " if frame is not None else ""
+    return (
+        f"{place}{func} makes a shape that depends on the numbers in a tensor, and a ghost GPU has no numbers; give it "
+        "a fixed size there (a mask multiplied instead of indexed), or run this part on the CPU"
+    )
+
+
+def _unsupported(func: Any) -> str:
+    import sys
+
+    frame = user_frame(sys._getframe(1))
+    place = f"{frame.f_code.co_filename}:{frame.f_lineno}: " if frame is not None else ""
+    return (
+        f"{place}{func} has no fake kernel, so a ghost GPU cannot run it; register one with "
+        "torch.library.register_fake, or replace the operation"
+    )
+
+
+def _asks_for_meta() -> bool:
+    """Whether the program itself asked for meta tensors, as `torch.device("meta")` or a deferred initialisation does."""
+    from torch.utils._device import DeviceContext
+    from torch.overrides import _get_current_function_mode_stack
+
+    return any(
+        isinstance(mode, DeviceContext) and torch.device(mode.device).type == "meta"
+        for mode in _get_current_function_mode_stack()
+    )
+
+
+def _split(args: Any, kwargs: Any) -> tuple[bool, list[Tensor]]:
+    """Return whether there is a ghost among the arguments, and the real tensors."""
+    has_ghost = False
+    reals: list[Tensor] = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            if isinstance(value, FakeTensor):
+                has_ghost = True
+            else:
+                reals.append(value)
+        elif isinstance(value, (list, tuple)):
+            for one in value:
+                if isinstance(one, Tensor):
+                    if isinstance(one, FakeTensor):
+                        has_ghost = True
+                    else:
+                        reals.append(one)
+    return has_ghost, reals
+
+
+def _map(values: Any, change: Any) -> Any:
+    return tuple(
+        [change(one) for one in value] if isinstance(value, (list, tuple)) else change(value) for value in values
+    )
+
+
+_FACTORIES = frozenset({"empty", "zeros", "ones", "full", "randn", "rand", "empty_strided", "normal", "eye"})
+
+
+def _is_large(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether a factory makes a large floating-point tensor."""
+    if name not in _FACTORIES or not args:
+        return False
+    size = args[0]
+    if not isinstance(size, (list, tuple, torch.Size)):
+        return False
+    count = 1
+    for one in size:
+        count *= one
+    if count <= MAX_REAL:
+        return False
+    dtype = kwargs.get("dtype")
+    if dtype is None and name == "full":
+        return isinstance(args[1], float)
+    return (dtype or torch.get_default_dtype()).is_floating_point

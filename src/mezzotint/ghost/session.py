@@ -1,0 +1,200 @@
+"""`mz.ghost_gpu`: a simulated GPU for the time of a `with` block.
+
+with mz.ghost_gpu("H100") as gpu:
+    train()                       # unmodified: .cuda(), autocast, GradScaler, backward, optimizers
+print(gpu.peak_allocated, gpu.assumed)
+"""
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from mezzotint.errors import GhostError
+from mezzotint.ghost.allocator import MIB, CachingAllocator, OutOfMemoryError
+from mezzotint.ghost.cuda_api import patch_cuda
+from mezzotint.ghost.faces import Face, Faces
+from mezzotint.ghost.guard import install_guard
+from mezzotint.ghost.kernels import Overrides
+from mezzotint.ghost.mode import FaceMode, GhostFakeMode, GhostMode
+from mezzotint.ghost.modules import MovedParameters
+from mezzotint.ghost.storages import MemoryEvent, Storages
+from mezzotint.ghost.values import Values
+from mezzotint.hardware.devices import DeviceSpec
+from mezzotint.hardware.gpus import find_gpu
+from mezzotint.patches import Patches
+
+_active: list["ghost_gpu"] = []
+
+
+class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
+    """Make one simulated GPU of the kind named by `gpu` the machine's only CUDA device.
+
+    `gpu` is a name from the table of cards ("H100", "A100-40GB", "RTX 4090") or a DeviceSpec. Inside, tensors on
+    `cuda` have shape, dtype and strides but no data; what the program asks of their numbers is answered by a
+    placeholder and counted in `assumed`. Nothing is left behind. Raises GhostError inside another one, outside the main
+    thread, or where this torch cannot be stood in for; PlanError for an unknown card.
+    """
+
+    def __init__(self, gpu: str | DeviceSpec = "H100") -> None:
+        self.spec = gpu if isinstance(gpu, DeviceSpec) else find_gpu(gpu)
+        if self.spec.compute_capability is None:
+            raise GhostError(f"{self.spec.name} is no CUDA card: a ghost GPU follows the rules of CUDA's autocast")
+        self.values = Values()
+        self.storages = Storages()
+        self.allocator = CachingAllocator()
+        self.out_of_memory: str | None = None
+        self.compiled: list[str] = []
+        self.notes: list[str] = []
+        self.on_exit: list[Callable[[], None]] = []
+        self._face = Face()
+        self._faces = Faces(self._face)
+        self._fake = GhostFakeMode()
+        self._patches = Patches()
+        self._moved = MovedParameters()
+        self._function_mode: FaceMode | None = None
+        self._stack = ExitStack()
+
+    @property
+    def assumed(self) -> dict[tuple[str, int, str], int]:
+        """How often a number was asked for that only a real run has: (file, line, what) to count."""
+        return dict(self.values.assumed)
+
+    @property
+    def peak_allocated(self) -> int:
+        """The most bytes that were allocated at once."""
+        return self.allocator.peak_allocated
+
+    def __enter__(self) -> "ghost_gpu":
+        """Switch it on."""
+        if _active:
+            raise GhostError("a ghost GPU is on already; leave it before the next")
+        if threading.current_thread() is not threading.main_thread():
+            raise GhostError("a ghost GPU works in the main thread only; enter it there")
+        if torch.cuda.is_available():
+            self.notes.append("this machine has a GPU, which the ghost hides and leaves alone")
+        install_guard()
+        _active.append(self)
+        stack = self._stack
+        try:
+            stack.callback(_active.remove, self)
+            stack.callback(torch.set_rng_state, torch.get_rng_state())
+            stack.callback(_restore_flags(), None)
+            self.storages.on_event = self._on_memory
+            stack.callback(self._moved.restore)
+            stack.callback(self._patches.undo)
+            self._patch()
+            stack.callback(self._faces.remove)
+            self._faces.install()
+            overrides = Overrides(self.spec, self._faces, self._fake)
+            stack.callback(overrides.remove)
+            overrides.install()
+            self._fake.__enter__()
+            stack.push(self._fake.__exit__)
+            mode = GhostMode(self._face, self._faces, self._fake, self.values, self.storages)
+            mode.__enter__()  # type: ignore[no-untyped-call]
+            stack.push(mode.__exit__)
+            self._function_mode = FaceMode(self._face)
+            self._function_mode.__enter__()  # type: ignore[no-untyped-call]
+            stack.push(self._function_mode.__exit__)
+        except BaseException:
+            stack.close()
+            raise
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Switch it off, whatever happened."""
+        self._stack.__exit__(*error)
+
+    def _on_memory(self, event: MemoryEvent) -> None:
+        if event.nbytes > 0:
+            self.allocator.allocate(event.storage, event.nbytes)
+        else:
+            self.allocator.release(event.storage)
+
+    def _patch(self) -> None:
+        patches, face = self._patches, self._face
+
+        def run_backward(original: Any, *args: Any, **kwargs: Any) -> Any:
+            was_meta = face.is_meta
+            face.is_meta = True
+            try:
+                # `Tensor.backward` comes through the function mode with the mode popped, and hooks must see it
+                with FaceMode(face):
+                    return original(*args, **kwargs)
+            finally:
+                face.is_meta = was_meta
+
+        patches.wrap(torch.autograd.graph, "_engine_run_backward", run_backward)
+        patches.wrap(torch.autograd, "_engine_run_backward", run_backward)
+        _patch_function_apply(patches, face)
+        _patch_fake_tensor(patches, self.values)
+        patches.replace(torch.nn.Module, "_apply", lambda module, fn, recurse=True: self._moved.apply(module, fn, recurse))
+        patch_cuda(patches, self)
+
+
+def _patch_function_apply(patches: Patches, face: Face) -> None:
+    """Build nodes of custom functions, which go around the dispatcher, with the face set to meta."""
+    owner = next(c for c in torch.autograd.Function.__mro__ if "apply" in vars(c))
+    original = vars(owner)["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        was_meta = face.is_meta
+        face.is_meta = True
+        try:
+            return original.__get__(None, cls)(*args, **kwargs)
+        finally:
+            face.is_meta = was_meta
+
+    patches.replace(owner, "apply", classmethod(apply))
+
+
+def _patch_fake_tensor(patches: Patches, values: Values) -> None:
+    """Answer what C++ getters would answer for the tensor without data behind a ghost."""
+    import numpy
+
+    kinds = ("cuda", "cpu", "meta", "xpu", "mps")
+    for kind in kinds:
+        patches.replace(FakeTensor, f"is_{kind}", property(lambda self, kind=kind: self.fake_device.type == kind))
+    patches.replace(FakeTensor, "get_device", lambda self: 0 if self.fake_device.type == "cuda" else -1)
+
+    def to_numpy(self: Any, *_args: Any, **_kwargs: Any) -> Any:
+        values.note("numpy")
+        kind = str(self.dtype).removeprefix("torch.")
+        return numpy.zeros(tuple(self.shape), dtype=bool if kind == "bool" else kind if kind != "bfloat16" else "float32")
+
+    def to_list(self: Any) -> Any:
+        if not self.dim():
+            return self.item()
+        return to_numpy(self).tolist()
+
+    def to_text(self: Any, spec: str) -> str:
+        return format(self.item(), spec) if spec and not self.dim() else repr(self)
+
+    patches.replace(FakeTensor, "numpy", to_numpy)
+    patches.replace(FakeTensor, "__array__", to_numpy)
+    patches.replace(FakeTensor, "tolist", to_list)
+    patches.replace(FakeTensor, "__format__", to_text)
+    patches.replace(FakeTensor, "pin_memory", lambda self, *_a, **_k: self)
+
+
+def _restore_flags() -> Callable[[Any], None]:
+    """Return what sets torch's global precision switches back to what they are now."""
+    matmul, cudnn = torch._C._get_cublas_allow_tf32(), torch._C._get_cudnn_allow_tf32()
+    benchmark, deterministic = torch._C._get_cudnn_benchmark(), torch._C._get_cudnn_deterministic()
+    precision = torch.get_float32_matmul_precision()
+
+    def restore(_: Any) -> None:
+        torch.set_float32_matmul_precision(precision)
+        torch._C._set_cublas_allow_tf32(matmul)
+        torch._C._set_cudnn_allow_tf32(cudnn)
+        torch._C._set_cudnn_benchmark(benchmark)
+        torch._C._set_cudnn_deterministic(deterministic)
+
+    return restore
+
+
+__all__ = ["MIB", "OutOfMemoryError", "ghost_gpu"]
