@@ -20,9 +20,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mezzotint.errors import AuditError
 from mezzotint.modules.islands import widened
+from mezzotint.patches import Patches
 from mezzotint.trace.gradients import weights_of
 from mezzotint.trace.module_names import ModuleNames
-from mezzotint.patches import Patches
 from mezzotint.trace.recorder import Enough
 
 METRICS = ("gradient", "loss")

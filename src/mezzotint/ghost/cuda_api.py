@@ -76,6 +76,13 @@ class GhostStream:
         return False
 
 
+class CapturedGraph:
+    """CUDA graphs, which are refused when one is made; a class, as annotations name it."""
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        raise GhostError("torch.cuda.CUDAGraph: a ghost GPU captures no graphs; run the step without them")
+
+
 def patch_cuda(patches: Patches, gpu: "ghost_gpu") -> None:
     """Replace what would ask the driver."""
     spec, allocator = gpu.spec, gpu.allocator
@@ -153,7 +160,7 @@ def patch_cuda(patches: Patches, gpu: "ghost_gpu") -> None:
         "is_bf16_supported": lambda including_emulation=True: has_bfloat16 or bool(including_emulation),
         "is_tf32_supported": answer(has_bfloat16),
         "synchronize": answer(None),
-        "empty_cache": lambda: allocator.empty_cache(),
+        "empty_cache": allocator.empty_cache,
         "ipc_collect": answer(None),
         "memory_allocated": lambda *_a, **_k: allocator.allocated,
         "max_memory_allocated": lambda *_a, **_k: allocator.peak_allocated,
@@ -189,8 +196,8 @@ def patch_cuda(patches: Patches, gpu: "ghost_gpu") -> None:
         "set_rng_state_all": answer(None),
         "is_current_stream_capturing": answer(False),
         "current_blas_handle": answer(0),
-        "CUDAGraph": _refusing("torch.cuda.CUDAGraph: a ghost GPU captures no graphs; run the step without them"),
-        "graph": _refusing("torch.cuda.graph: a ghost GPU captures no graphs; run the step without them"),
+        "CUDAGraph": CapturedGraph,
+        "graph": CapturedGraph,
         "make_graphed_callables": _refusing("make_graphed_callables: a ghost GPU captures no graphs"),
     }
     for name, value in values.items():
@@ -214,7 +221,7 @@ def patch_cuda(patches: Patches, gpu: "ghost_gpu") -> None:
         "current_stream": answer(stream),
         "set_stream": answer(None),
         "synchronize": answer(None),
-        "empty_cache": lambda: allocator.empty_cache(),
+        "empty_cache": allocator.empty_cache,
         **{name: values[name] for name in ("memory_allocated", "max_memory_allocated", "memory_reserved",
            "max_memory_reserved", "memory_stats", "reset_peak_memory_stats", "reset_accumulated_memory_stats")},
         "get_memory_info": mem_info,
@@ -234,6 +241,10 @@ def _refusing(message: str) -> Any:
 
 def _patch_rest(patches: Patches, gpu: "ghost_gpu") -> None:
     """Compilation, generators, pinned memory, workers, and what cannot be done."""
+    patches.replace(torch.backends.cudnn, "is_available", lambda: True)
+    patches.replace(torch.backends.cudnn, "version", lambda: 91002)
+    # recurrent layers ask whether to lay their weights out in one block: the memory is the same either way
+    patches.replace(torch.backends.cudnn, "is_acceptable", lambda _tensor: False)
     make_generator = torch.Generator
 
     class Generator(make_generator):  # type: ignore[misc,valid-type]

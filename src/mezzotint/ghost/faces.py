@@ -4,8 +4,8 @@ Autograd's engine wants an accelerator as soon as it hears of one, autocast cast
 both ask the same question of the same tensors. A fake tensor has no device of its own in C++, so the answer can differ:
 one flag, the face, is meta inside autograd's kernels, inside the engine, and where a custom function makes its node.
 
-Autograd's kernels are reached through Python kernels at a dispatch key that lies between autograd and CUDA's autocast and
-that nothing uses here (autocast of IPU or HPU). They set the face, go on to autograd, and set it back. Composite
+Autograd's kernels are reached through Python kernels at a dispatch key that lies between autograd and CUDA's autocast
+and that nothing uses here (autocast of IPU or HPU). They set the face, go on to autograd, and set it back. Composite
 operations have no kernel of autograd's and fall through, so they see CUDA as they would on a GPU.
 """
 
@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.library import Library
 
 from mezzotint.errors import GhostError
 
@@ -82,11 +81,7 @@ class Faces:
             torch._C._dispatch_tls_set_dispatch_key_included(self.key, included)
             torch._C._dispatch_tls_set_dispatch_key_excluded(self.key, excluded)
         while self._libraries:
-            library = self._libraries.pop()
-            if isinstance(library, Library):
-                library._destroy()
-            elif hasattr(library, "reset"):
-                library.reset()
+            self._libraries.pop().reset()
         self.key = None
 
     def _claim(self, name: str) -> bool:
@@ -129,9 +124,8 @@ def _around_with_numbers(faces: Faces, operation: Any, after: Any, keys: Any, *a
     try:
         if len(args) >= 2 and isinstance(args[0], torch.Tensor) and isinstance(args[1], torch.Tensor):
             return operation.redispatch(keys & after, *args, **kwargs)
-        with torch._C._ExcludeDispatchKeyGuard(
-            torch._C.DispatchKeySet(faces.key) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
-        ):
+        excluded = torch._C.DispatchKeySet(faces.key) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+        with torch._C._ExcludeDispatchKeyGuard(excluded), torch._C.DisableTorchFunction():
             return operation(*args, **kwargs)
     finally:
         face.is_meta = was_meta

@@ -1,17 +1,23 @@
 """The modes that every torch call of a program on the ghost GPU goes through.
 
-The function mode sees Python's calls and turns the face to CUDA. The dispatch mode, below autocast and autograd, answers
-C++'s questions about devices and numbers, keeps CPU tensors real, and gives everything else to PyTorch's fake kernels.
-CPU tensors stay real because batches are indexed and shapes computed with them; only large floating-point ones made on
-the CPU become fake, so that a model of any size costs nothing.
+The function mode sees Python's calls and turns the face to CUDA. The dispatch mode, below autocast and autograd,
+answers C++'s questions about devices and numbers, keeps CPU tensors real, and gives everything else to PyTorch's fake
+kernels. CPU tensors stay real because batches are indexed and shapes computed with them; only large floating-point ones
+made on the CPU become fake, so that a model of any size costs nothing.
 """
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
-from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedOperatorException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,28 +33,33 @@ MAX_REAL = 4096
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
 _GHOST = torch.device("cuda", 0)
+_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 _DEVICE = torch.ops.prim.device.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
 
 
-class GhostFakeMode(FakeTensorMode):
+class GhostFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
     """PyTorch's fake kernels, never a real one of CUDA's, whatever `torch.cuda.is_available` says."""
 
     avoid_device_init = True
 
     def __init__(self) -> None:
-        super().__init__(allow_fallback_kernels=False, allow_non_fake_inputs=True)  # type: ignore[no-untyped-call]
+        super().__init__(allow_fallback_kernels=False, allow_non_fake_inputs=True)
 
 
 class FaceMode(TorchFunctionMode):
     """Turns the face to CUDA for every call from Python, also from hooks inside the engine."""
 
     def __init__(self, face: Face) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._face = face
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the call with the face set to CUDA."""
+        """Run the call with the face set to CUDA, unless another dispatch mode passes on what C++ called."""
+        if func is _DEVICE or (
+            type(func) is torch._ops.OpOverload and torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)
+        ):
+            return func(*args, **(kwargs or {}))
         face = self._face
         was_meta = face.is_meta
         face.is_meta = False
@@ -71,6 +82,11 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._names: dict[Any, tuple[str, bool]] = {}
         self.num_operations = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Save the wrapper that would keep dynamo out: nothing is compiled on a ghost."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation."""
         face = self._face
@@ -83,45 +99,46 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         face.is_meta = False
         try:
             with torch._C._ExcludeDispatchKeyGuard(self._faces.excluded):
-                return self._run(func, args, kwargs or {})
+                return self._run(func, args, kwargs or {}, was_meta)
         finally:
             face.is_meta = was_meta
 
-    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _run(self, func: Any, args: Any, kwargs: Any, was_meta: bool) -> Any:
         ghosts, reals = _split(args, kwargs)
         device = kwargs.get("device")
-        if device is not None and device.type == "meta":
-            if ghosts or not _asks_for_meta():
-                device = _GHOST
-                kwargs = {**kwargs, "device": device}
+        if was_meta and device is not None and device.type == "meta":
+            # a composite inside autograd's kernel made it from a tensor whose face is meta
+            device = _GHOST
+            kwargs = {**kwargs, "device": device}
         name, writes = self._traits(func)
         if not ghosts and (device is None or device.type != "cuda"):
-            if not (
-                device is not None
-                and not reals
-                and device.type == "cpu"
-                and _is_large(name, args, kwargs)
-            ) and not (device is None and not reals and _is_large(name, args, kwargs)):
+            is_on_cpu = device is None or device.type == "cpu"
+            if reals or not is_on_cpu or not _is_large(name, args, kwargs):
                 with torch._C._DisableTorchDispatch():
                     return func(*args, **kwargs)
         if func is _ITEM:
             return self._values.item(args[0])
         self.num_operations += 1
         if writes and args and isinstance(args[0], Tensor) and not isinstance(args[0], FakeTensor):
-            return self._write_back(func, args, kwargs)
+            self._values.note("copy to a CPU tensor")  # a ghost has no numbers to copy: it keeps those it has
+            return args[0]
         if reals:
             args, kwargs = _map(args, self._as_fake), {key: self._as_fake_any(v) for key, v in kwargs.items()}
         kernel = KERNELS.get(func)
         try:
-            with self._fake:
+            with self._fake, torch._C.DisableTorchFunction():
                 out = kernel(func, args, kwargs) if kernel is not None else func(*args, **kwargs)
         except (DynamicOutputShapeException, DataDependentOutputException):
-            out = self._guess(func, name, args, kwargs)
+            out = self._guess(func, name, args)
         except UnsupportedOperatorException:
-            raise GhostError(_unsupported(func)) from None
+            raise GhostError(
+                f"{_here()}{func} has no fake kernel, so a ghost GPU cannot run it; register one with "
+                "torch.library.register_fake, or replace the operation"
+            ) from None
         self._values.follow(name, args, kwargs, out)
-        if reals and isinstance(out, Tensor) and out.numel() == 1 and name == "_to_copy":
-            out._ghost_value = reals[0].item() if not reals[0].is_complex() else None  # type: ignore[attr-defined]
+        if reals and name == "_to_copy" and isinstance(out, Tensor) and out.numel() == 1:
+            with torch._C._DisableTorchDispatch():
+                out._ghost_value = reals[0].item()  # type: ignore[attr-defined]
         self._see(out)
         return out
 
@@ -137,11 +154,6 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 found = (schema.name.partition("::")[2], writes)
             self._names[func] = found
         return found
-
-    def _write_back(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Write a ghost's numbers into a real tensor: there are none, so it keeps what it has, and that is noted."""
-        self._values.note("copy to a CPU tensor")
-        return args[0]
 
     def _as_fake(self, value: Any) -> Any:
         if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
@@ -169,61 +181,48 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for one in out:
                 self._see(one)
 
-    def _guess(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """Give a shape that depends on data: every element of a mask is taken to be true."""
+    def _guess(self, func: Any, name: str, args: Any) -> Any:
+        """Give a tensor whose shape depends on data: every element of a mask is taken to be true."""
         tensor = next(one for one in args if isinstance(one, Tensor))
-        if name in ("nonzero",):
-            self._values.note("shape of nonzero: every element")
-            return torch.empty((tensor.numel(), tensor.dim()), dtype=torch.int64, device=tensor.device)
-        if name in ("masked_select",):
-            self._values.note("shape of masked_select: every element")
-            shape = torch.broadcast_shapes(tensor.shape, args[1].shape)
-            return torch.empty((shape.numel(),), dtype=tensor.dtype, device=tensor.device)
-        if name in ("index",):
-            self._values.note("shape of a mask: every element")
-            indices = [one for one in args[1]]
-            masks = [one for one in indices if one is not None and one.dtype in (torch.bool, torch.uint8)]
-            before = next(i for i, one in enumerate(indices) if one is not None)
-            covered = sum(one.dim() if one in masks else 1 for one in indices if one is not None) if len(
-                masks) == 1 and len([i for i in indices if i is not None]) == 1 else 0
-            if covered:
-                shape = (*tensor.shape[:before], masks[0].numel(), *tensor.shape[before + covered :])
-                return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-        frame = user_frame(None)
-        raise GhostError(_needs_values(func))
+        device = _device_of(tensor)
+        if name == "nonzero":
+            shape: tuple[int, ...] = (tensor.numel(), tensor.dim())
+            dtype = torch.int64
+        elif name == "masked_select":
+            shape, dtype = (
+                (
+                    torch.broadcast_shapes(tensor.shape, args[1].shape).numel(),  # type: ignore[no-untyped-call]
+                ),
+                tensor.dtype,
+            )
+        elif name == "index" and (found := _masked_shape(tensor, args[1])) is not None:
+            shape, dtype = found, tensor.dtype
+        else:
+            raise GhostError(
+                f"{_here()}{func} makes a shape that depends on the numbers in a tensor, and a ghost GPU has none; "
+                "give it a fixed size (multiply by a mask instead of indexing with it), or run this part on the CPU"
+            )
+        self._values.note(f"every element of {name}")
+        with self._fake:
+            return torch.empty(shape, dtype=dtype, device=device)
 
 
-def _needs_values(func: Any) -> str:
-    import sys
+def _device_of(tensor: Tensor) -> torch.device:
+    return tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
 
+
+def _masked_shape(tensor: Tensor, indices: Any) -> tuple[int, ...] | None:
+    """Return the shape of `tensor[mask]` with every element of the mask true; None for mixed indices."""
+    given = [(place, one) for place, one in enumerate(indices) if one is not None]
+    if len(given) != 1 or given[0][1].dtype not in (torch.bool, torch.uint8):
+        return None
+    place, mask = given[0]
+    return (*tensor.shape[:place], mask.numel(), *tensor.shape[place + mask.dim() :])
+
+
+def _here() -> str:
     frame = user_frame(sys._getframe(1))
-    place = f"{frame.f_code.co_filename}:{frame.f_lineno}: " if frame is not None else ""
-    return (
-        f"{place}{func} makes a shape that depends on the numbers in a tensor, and a ghost GPU has no numbers; give it "
-        "a fixed size there (a mask multiplied instead of indexed), or run this part on the CPU"
-    )
-
-
-def _unsupported(func: Any) -> str:
-    import sys
-
-    frame = user_frame(sys._getframe(1))
-    place = f"{frame.f_code.co_filename}:{frame.f_lineno}: " if frame is not None else ""
-    return (
-        f"{place}{func} has no fake kernel, so a ghost GPU cannot run it; register one with "
-        "torch.library.register_fake, or replace the operation"
-    )
-
-
-def _asks_for_meta() -> bool:
-    """Whether the program itself asked for meta tensors, as `torch.device("meta")` or a deferred initialisation does."""
-    from torch.utils._device import DeviceContext
-    from torch.overrides import _get_current_function_mode_stack
-
-    return any(
-        isinstance(mode, DeviceContext) and torch.device(mode.device).type == "meta"
-        for mode in _get_current_function_mode_stack()
-    )
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}: " if frame is not None else ""
 
 
 def _split(args: Any, kwargs: Any) -> tuple[bool, list[Tensor]]:

@@ -23,8 +23,8 @@ class MovedParameters:
         """Do what `nn.Module._apply` does."""
         if recurse:
             for child in module.children():
-                child._apply(change)
-        for key, parameter in module._parameters.items():
+                child._apply(change)  # type: ignore[no-untyped-call]
+        for parameter in module._parameters.values():
             if parameter is None:
                 continue
             with torch.no_grad():

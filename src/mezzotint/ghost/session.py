@@ -5,16 +5,20 @@ with mz.ghost_gpu("H100") as gpu:
 print(gpu.peak_allocated, gpu.assumed)
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.optim import optimizer
+from torch.utils import _foreach_utils
 
 from mezzotint.errors import GhostError
-from mezzotint.ghost.allocator import MIB, CachingAllocator, OutOfMemoryError
+from mezzotint.ghost.allocator import CachingAllocator
 from mezzotint.ghost.cuda_api import patch_cuda
 from mezzotint.ghost.faces import Face, Faces
 from mezzotint.ghost.guard import install_guard
@@ -28,6 +32,7 @@ from mezzotint.hardware.gpus import find_gpu
 from mezzotint.patches import Patches
 
 _active: list["ghost_gpu"] = []
+_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
 class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
@@ -83,13 +88,15 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
             stack.callback(_active.remove, self)
             stack.callback(torch.set_rng_state, torch.get_rng_state())
             stack.callback(_restore_flags(), None)
+            stack.callback(_FAKE_LOG.setLevel, _FAKE_LOG.level)
+            _FAKE_LOG.setLevel(logging.CRITICAL)  # it prints a traceback of its own before it raises
             self.storages.on_event = self._on_memory
             stack.callback(self._moved.restore)
             stack.callback(self._patches.undo)
             self._patch()
             stack.callback(self._faces.remove)
             self._faces.install()
-            overrides = Overrides(self.spec, self._faces, self._fake)
+            overrides = Overrides(self.spec)
             stack.callback(overrides.remove)
             overrides.install()
             self._fake.__enter__()
@@ -132,7 +139,9 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
         patches.wrap(torch.autograd, "_engine_run_backward", run_backward)
         _patch_function_apply(patches, face)
         _patch_fake_tensor(patches, self.values)
-        patches.replace(torch.nn.Module, "_apply", lambda module, fn, recurse=True: self._moved.apply(module, fn, recurse))
+        patches.replace(
+            torch.nn.Module, "_apply", lambda module, fn, recurse=True: self._moved.apply(module, fn, recurse)
+        )
         patch_cuda(patches, self)
 
 
@@ -152,19 +161,28 @@ def _patch_function_apply(patches: Patches, face: Face) -> None:
     patches.replace(owner, "apply", classmethod(apply))
 
 
+def _is_on(kind: str, tensor: FakeTensor) -> bool:
+    return tensor.fake_device.type == kind
+
+
 def _patch_fake_tensor(patches: Patches, values: Values) -> None:
     """Answer what C++ getters would answer for the tensor without data behind a ghost."""
     import numpy
 
+    # optimizers and clipping take lists of tensors at once only for types that they know
+    for owner in (optimizer, _foreach_utils):
+        patches.replace(owner, "_foreach_supported_types", [*owner._foreach_supported_types, FakeTensor])
     kinds = ("cuda", "cpu", "meta", "xpu", "mps")
     for kind in kinds:
-        patches.replace(FakeTensor, f"is_{kind}", property(lambda self, kind=kind: self.fake_device.type == kind))
+        patches.replace(FakeTensor, f"is_{kind}", property(partial(_is_on, kind)))
     patches.replace(FakeTensor, "get_device", lambda self: 0 if self.fake_device.type == "cuda" else -1)
 
     def to_numpy(self: Any, *_args: Any, **_kwargs: Any) -> Any:
         values.note("numpy")
         kind = str(self.dtype).removeprefix("torch.")
-        return numpy.zeros(tuple(self.shape), dtype=bool if kind == "bool" else kind if kind != "bfloat16" else "float32")
+        return numpy.zeros(
+            tuple(self.shape), dtype=bool if kind == "bool" else kind if kind != "bfloat16" else "float32"
+        )
 
     def to_list(self: Any) -> Any:
         if not self.dim():
@@ -195,6 +213,3 @@ def _restore_flags() -> Callable[[Any], None]:
         torch._C._set_cudnn_deterministic(deterministic)
 
     return restore
-
-
-__all__ = ["MIB", "OutOfMemoryError", "ghost_gpu"]

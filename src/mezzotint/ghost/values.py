@@ -18,7 +18,9 @@ from mezzotint.errors import GhostError
 MAX_ASKED = 1000
 """How often one line may ask before it is taken for a loop that waits for a value."""
 
-_KEPT_BY = frozenset({"_to_copy", "clone", "detach", "alias", "lift_fresh", "view", "_unsafe_view", "squeeze", "expand"})
+_KEPT_BY = frozenset(
+    {"_to_copy", "clone", "detach", "alias", "lift_fresh", "view", "_unsafe_view", "squeeze", "expand"}
+)
 _FILLED = {"zeros": 0, "ones": 1, "zeros_like": 0, "ones_like": 1, "zero_": 0, "new_zeros": 0, "new_ones": 1}
 _UNCHANGED = frozenset({"_amp_foreach_non_finite_check_and_unscale_", "_amp_update_scale_"})
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mezzotint.trace.addresses import address_of
+
 Fingerprint = tuple[int, int]
 
 
@@ -78,7 +80,7 @@ class Gradients:
         if not any(self._is_scaled.values()):
             return set()
         return {
-            weight.grad.data_ptr()
+            address_of(weight.grad)
             for weight in self.weights()
             if self._is_scaled.get(id(weight)) and weight.grad is not None and weight.grad.layout is torch.strided
         }
@@ -96,5 +98,5 @@ def weights_of(optimizer: Any) -> Iterator[Tensor]:
 
 
 def _fingerprint(grad: Tensor) -> Fingerprint:
-    address = grad.data_ptr() if grad.layout is torch.strided and not grad.is_meta else id(grad)
+    address = address_of(grad) if grad.layout is torch.strided and not grad.is_meta else id(grad)
     return address, grad._version

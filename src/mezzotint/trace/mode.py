@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mezzotint.trace.addresses import address_of
 from mezzotint.trace.births import Births
 from mezzotint.trace.lanes import NOWHERE, Lane, Lanes, Place
 from mezzotint.trace.module_names import ModuleNames
@@ -181,7 +182,7 @@ class Tape:
         makers, created = self.makers, self.created
         try:
             for t in outputs:
-                address = t.data_ptr()
+                address = address_of(t)
                 if is_new:
                     created[address] = index
                 if makers.get(address, UNKNOWN) >= UNKNOWN:  # weights keep their name
@@ -191,7 +192,7 @@ class Tape:
 
     def _note_scaled_read(self, inputs: list[Tensor]) -> None:
         try:
-            if any(t.data_ptr() in self.scaled_gradients for t in inputs):
+            if any(address_of(t) in self.scaled_gradients for t in inputs):
                 self.scaled_reads.append(len(self.log))
         except (RuntimeError, NotImplementedError):
             pass
@@ -239,7 +240,7 @@ class Tape:
     def _producers(self, inputs: list[Tensor]) -> tuple[int, ...]:
         makers = self.makers
         try:
-            return tuple([makers.get(t.data_ptr(), UNKNOWN) for t in inputs])
+            return tuple([makers.get(address_of(t), UNKNOWN) for t in inputs])
         except (RuntimeError, NotImplementedError):
             return (UNKNOWN,) * len(inputs)
 

@@ -17,10 +17,11 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grad
 from torch.optim import Optimizer, lr_scheduler
 
+from mezzotint.patches import Patches
+from mezzotint.trace.addresses import address_of
 from mezzotint.trace.gradients import Gradients, weights_of
 from mezzotint.trace.lanes import Lane, Region
 from mezzotint.trace.mode import Tape, dtype_name
-from mezzotint.patches import Patches
 from mezzotint.trace.record import UNKNOWN, Event
 
 _PASSED_THROUGH = frozenset(
@@ -438,7 +439,7 @@ class _Failing:
 
 def _address(tensor: Tensor) -> int:
     try:
-        return tensor.data_ptr()
+        return address_of(tensor)
     except (RuntimeError, NotImplementedError):
         return 0
 

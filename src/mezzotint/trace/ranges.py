@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mezzotint.kernels import tensors
 from mezzotint.kernels.constants import INF, NAN, NUM_COUNTS, ZERO
+from mezzotint.trace.addresses import is_fake
 from mezzotint.trace.tally import Tally
 
 
@@ -75,7 +76,7 @@ def has_memory(tensor: Tensor) -> bool:
     """Whether a tensor has elements that can be read: a weight whose memory was given up for a while has none."""
     if tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
         return False
-    return type(tensor).__name__ == "FakeTensor" or tensor.untyped_storage().nbytes() > 0
+    return not is_fake(tensor) and tensor.untyped_storage().nbytes() > 0
 
 
 def tally_of(tensor: Tensor) -> Tally | None:

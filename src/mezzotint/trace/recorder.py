@@ -26,11 +26,12 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from mezzotint.errors import AuditError
+from mezzotint.patches import Patches
+from mezzotint.trace.addresses import address_of
 from mezzotint.trace.gradients import weights_of
 from mezzotint.trace.lanes import Lane, Lanes, Place, Region
 from mezzotint.trace.mode import RecordingMode, Tape, call_of, dtype_name
 from mezzotint.trace.module_names import ModuleNames
-from mezzotint.patches import Patches
 from mezzotint.trace.protocol import Protocol
 from mezzotint.trace.ranges import tally_of
 from mezzotint.trace.record import MASTER_MARK, Operation, ParameterRecord, StepRecord, Trace, parameter_producer
@@ -415,7 +416,7 @@ def _extended(step: StepRecord, end: int, optimizer: str) -> StepRecord:
 
 def _address(tensor: Tensor) -> int:
     try:
-        return tensor.data_ptr()
+        return address_of(tensor)
     except (RuntimeError, NotImplementedError):
         return 0
 

@@ -14,7 +14,8 @@ from mezzotint.trace.places import is_library
 from mezzotint.trace.record import Frame, Site
 
 _TORCH = str(Path(torch.__file__).parent) + "/"
-_OURS = tuple(str(Path(__file__).parent.parent / room) + "/" for room in ("trace", "auditing", "cli", "rules"))
+_ROOMS = ("trace", "auditing", "cli", "rules", "ghost", "plan")
+_OURS = tuple(str(Path(__file__).parent.parent / room) + "/" for room in _ROOMS)
 _STDLIB = str(Path(sysconfig.get_paths()["stdlib"])) + "/"
 
 _SKIPPED, _LIBRARY, _USER, _BARRIER = range(4)

@@ -39,7 +39,7 @@ _REDUCTIONS = frozenset(
 @dataclass(frozen=True, slots=True)
 class Traits:
     """What an operation does, whatever it is called with. `written` are the positions and names of written arguments;
-    what `is_arranged` holds the numbers of its inputs in another order; a marker is a note for the profiler."""
+    what `is_arranged` holds the numbers of its inputs in another order; a marker is a note or a question, no work."""
 
     op: str
     name: str
@@ -88,7 +88,7 @@ def traits_of(func: Any) -> Traits:
         written=written,
         cost=_COSTS.get(func.overloadpacket),
         is_elementwise=torch.Tag.pointwise in tags or torch.Tag.reduction in tags or base in _REDUCTIONS,
-        is_marker=namespace == "profiler",
+        is_marker=namespace in ("profiler", "prim"),
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mezzotint.trace.addresses import address_of
 from mezzotint.trace.ranges import has_memory
 from mezzotint.trace.record import Site, UpdateRecord
 
@@ -89,7 +90,7 @@ class Updates:
         """Follow a compact tensor that is replaced by a changed one, in every step at the same place."""
         if not isinstance(new, Tensor) or new.dtype not in _LOW or new.dtype is not old.dtype or new.shape != old.shape:
             return
-        maker = self._tape.created.get(old.data_ptr(), -1)
+        maker = self._tape.created.get(address_of(old), -1)
         if not self._lasts(old) or maker < 0 or not place.site:
             return
         made_at = self._tape.log[maker][0].place.site
@@ -116,7 +117,7 @@ class Updates:
         """Whether a tensor was there before this step: a passing result may be rounded as it likes."""
         if tensor.is_meta or tensor.layout is not torch.strided:
             return False
-        address = tensor.data_ptr()
+        address = address_of(tensor)
         return address in self.names or self._tape.created.get(address, -1) < self._tape.step_first
 
     def after(self, watched: Watched, traits: "Traits", func: Callable[..., Any], place: "Place") -> None:
@@ -132,8 +133,8 @@ class Updates:
                 continue
             should_move = intended != old.float()
             lost = should_move & (tensor == old)
-            name, role = self.names.get(tensor.data_ptr(), (f"tensor {list(tensor.shape)}", "copy"))
-            key = (name, role, traits.name, id(place.site), tensor.data_ptr() if role == "copy" else 0)
+            name, role = self.names.get(address_of(tensor), (f"tensor {list(tensor.shape)}", "copy"))
+            key = (name, role, traits.name, id(place.site), address_of(tensor) if role == "copy" else 0)
             total = self._totals.get(key)
             if total is None:
                 dtype = str(tensor.dtype).removeprefix("torch.")

@@ -25,9 +25,9 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from mezzotint.errors import AuditError
+from mezzotint.patches import Patches
 from mezzotint.trace.alarms import Alarm, Limits, Raised, ScaleHistory, row_alarms
 from mezzotint.trace.module_names import ModuleNames
-from mezzotint.patches import Patches
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import Recorder
 from mezzotint.trace.watch_row import histograms, row_of
