@@ -7,6 +7,7 @@ made on the CPU become fake, so that a model of any size costs nothing.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +34,16 @@ MAX_REAL = 4096
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
 _GHOST = torch.device("cuda", 0)
+_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "_grouped_mm"})
+CAUSAL = {
+    "_scaled_dot_product_flash_attention": 4,
+    "_scaled_dot_product_flash_attention_backward": 11,
+    "_scaled_dot_product_efficient_attention": 6,
+    "_scaled_dot_product_efficient_attention_backward": 11,
+    "_scaled_dot_product_cudnn_attention": 6,
+    "_scaled_dot_product_cudnn_attention_backward": 14,
+}
+"""Where the attention operations say whether their mask is causal."""
 _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 _DEVICE = torch.ops.prim.device.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
@@ -80,7 +91,8 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values = values
         self._storages = storages
         self._names: dict[Any, tuple[str, bool]] = {}
-        self.num_operations = 0
+        self.on_causal: Callable[[], object] = int
+        self.workspace_bytes = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -118,12 +130,16 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     return func(*args, **kwargs)
         if func is _ITEM:
             return self._values.item(args[0])
-        self.num_operations += 1
         if writes and args and isinstance(args[0], Tensor) and not isinstance(args[0], FakeTensor):
             self._values.note("copy to a CPU tensor")  # a ghost has no numbers to copy: it keeps those it has
             return args[0]
         if reals:
             args, kwargs = _map(args, self._as_fake), {key: self._as_fake_any(v) for key, v in kwargs.items()}
+        if name in _PRODUCTS and self.workspace_bytes:
+            self._storages.add_workspace(self.workspace_bytes)
+            self.workspace_bytes = 0
+        if name in CAUSAL and _is_causal(name, args, kwargs):
+            self.on_causal()
         kernel = KERNELS.get(func)
         try:
             with self._fake, torch._C.DisableTorchFunction():
@@ -205,6 +221,11 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values.note(f"every element of {name}")
         with self._fake:
             return torch.empty(shape, dtype=dtype, device=device)
+
+
+def _is_causal(name: str, args: Any, kwargs: Any) -> bool:
+    place = CAUSAL[name]
+    return bool(args[place] if len(args) > place else kwargs.get("is_causal"))
 
 
 def _device_of(tensor: Tensor) -> torch.device:

@@ -18,13 +18,14 @@ from torch.optim import optimizer
 from torch.utils import _foreach_utils
 
 from mezzotint.errors import GhostError
-from mezzotint.ghost.allocator import CachingAllocator
+from mezzotint.ghost.allocator import MIB, CachingAllocator
 from mezzotint.ghost.cuda_api import patch_cuda
 from mezzotint.ghost.faces import Face, Faces
 from mezzotint.ghost.guard import install_guard
 from mezzotint.ghost.kernels import Overrides
 from mezzotint.ghost.mode import FaceMode, GhostFakeMode, GhostMode
 from mezzotint.ghost.modules import MovedParameters
+from mezzotint.ghost.owners import Owners
 from mezzotint.ghost.storages import MemoryEvent, Storages
 from mezzotint.ghost.values import Values
 from mezzotint.hardware.devices import DeviceSpec
@@ -32,6 +33,13 @@ from mezzotint.hardware.gpus import find_gpu
 from mezzotint.patches import Patches
 
 _active: list["ghost_gpu"] = []
+
+
+def workspace_bytes(spec: DeviceSpec) -> int:
+    """Return what cuBLAS takes at the first product: 32 MiB on Hopper and later, else 8.125 (torch's default)."""
+    return 32 * MIB if (spec.compute_capability or (0, 0)) >= (9, 0) else 8 * MIB + MIB // 8
+
+
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
@@ -50,6 +58,8 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
             raise GhostError(f"{self.spec.name} is no CUDA card: a ghost GPU follows the rules of CUDA's autocast")
         self.values = Values()
         self.storages = Storages()
+        self.owners = Owners(self.storages)
+        self.causal: set[int] = set()
         self.allocator = CachingAllocator()
         self.out_of_memory: str | None = None
         self.compiled: list[str] = []
@@ -96,12 +106,16 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
             self._patch()
             stack.callback(self._faces.remove)
             self._faces.install()
+            stack.callback(self.owners.remove)
+            self.owners.install()
             overrides = Overrides(self.spec)
             stack.callback(overrides.remove)
             overrides.install()
             self._fake.__enter__()
             stack.push(self._fake.__exit__)
             mode = GhostMode(self._face, self._faces, self._fake, self.values, self.storages)
+            mode.on_causal = lambda: self.causal.add(self.storages.clock())
+            mode.workspace_bytes = workspace_bytes(self.spec)
             mode.__enter__()  # type: ignore[no-untyped-call]
             stack.push(mode.__exit__)
             self._function_mode = FaceMode(self._face)

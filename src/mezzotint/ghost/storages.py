@@ -50,6 +50,10 @@ class Storages:
         self._live[address] = (reference, number, nbytes)
         self._add(MemoryEvent(number, nbytes, self.clock()))
 
+    def add_workspace(self, nbytes: int) -> None:
+        """Note memory that a library takes once and keeps; it has the number -1."""
+        self._add(MemoryEvent(-1, nbytes, self.clock()))
+
     def number_of(self, tensor: Tensor) -> int | None:
         """Return the number of a tensor's storage, None if it is not on the ghost GPU."""
         live = self._live.get(tensor.untyped_storage()._cdata)

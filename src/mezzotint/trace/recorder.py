@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
 from types import CodeType
@@ -144,6 +144,18 @@ class Recorder:
     def num_steps(self) -> int:
         """The number of steps that have ended."""
         return len(self._steps)
+
+    @property
+    def num_operations(self) -> int:
+        """The number of operations that have ended."""
+        return len(self._tape.log)
+
+    def known_tensors(self) -> Iterator[tuple[Tensor | None, tuple[Tensor, ...]]]:
+        """Yield every weight that was met, and the buffers of every module that was called."""
+        for _, _, weight in self._weights.values():
+            yield weight, ()
+        for module in list(self._names.modules()):
+            yield None, tuple(one for one in module._buffers.values() if one is not None)
 
     @property
     def has_seen_operations(self) -> bool:

@@ -1,0 +1,1 @@
+"""Planning: memory and time of a program that ran on a ghost GPU."""

@@ -1,0 +1,84 @@
+"""A few steps of a program on the ghost GPU, recorded: operations, memory, and what had to be assumed."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from mezzotint.ghost.owners import GRADIENTS, WEIGHTS
+from mezzotint.ghost.session import ghost_gpu
+from mezzotint.ghost.storages import MemoryEvent
+from mezzotint.hardware.devices import DeviceSpec
+from mezzotint.trace.record import Trace
+from mezzotint.trace.recorder import Recorder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GhostRun:
+    """What a program did on a ghost GPU.
+
+    `memory` are allocations and releases in order; `owners` says which storages are weights, gradients or optimizer
+    states; `causal` are the attention operations with a causal mask. `has_tf32_products` and `has_tf32_convolutions`
+    are torch's switches as the program left them. `assumed` counts answers without knowledge by (file, line, what).
+    """
+
+    spec: DeviceSpec
+    trace: Trace
+    memory: tuple[MemoryEvent, ...]
+    owners: Mapping[int, str]
+    causal: frozenset[int]
+    has_tf32_products: bool
+    has_tf32_convolutions: bool
+    compiled: tuple[str, ...]
+    assumed: Mapping[tuple[str, int, str], int]
+    notes: tuple[str, ...]
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the program asked for torch.compile."""
+        return bool(self.compiled)
+
+
+class Recording:
+    """Records a program on one card: `with recording.within(recorder): with recorder: run()`, then `run(trace)`."""
+
+    def __init__(self, gpu: str | DeviceSpec) -> None:
+        self.gpu = ghost_gpu(gpu)
+        self._switches = (False, True)
+
+    @contextmanager
+    def within(self, recorder: Recorder) -> Iterator[None]:
+        """Switch the ghost on around a recorder, whose operations give memory its time."""
+        with self.gpu as gpu:
+            gpu.storages.clock = lambda: recorder.num_operations
+            try:
+                yield
+            finally:
+                self._switches = torch._C._get_cublas_allow_tf32(), torch._C._get_cudnn_allow_tf32()
+                for weight, buffers in recorder.known_tensors():
+                    gpu.owners.name(weight, WEIGHTS)
+                    if weight is not None and weight.grad is not None:
+                        gpu.owners.name(weight.grad, GRADIENTS)
+                    for buffer in buffers:
+                        gpu.owners.name(buffer, WEIGHTS)
+
+    def run(self, trace: Trace) -> GhostRun:
+        """Return what was recorded."""
+        notes = [note for note in trace.notes if "torch.compile" not in note]
+        return GhostRun(
+            spec=self.gpu.spec,
+            trace=_without_notes(trace, notes),
+            memory=tuple(self.gpu.storages.events),
+            owners=dict(self.gpu.owners.classes),
+            causal=frozenset(self.gpu.causal),
+            has_tf32_products=self._switches[0],
+            has_tf32_convolutions=self._switches[1],
+            compiled=tuple(dict.fromkeys(self.gpu.compiled)),
+            assumed=self.gpu.assumed,
+            notes=(*notes, *self.gpu.notes),
+        )
+
+
+def _without_notes(trace: Trace, notes: list[str]) -> Trace:
+    return replace(trace, notes=notes)

@@ -1,0 +1,298 @@
+"""Time of a step on a card: two clocks, one of the host that issues operations, one of the GPU that runs them in order.
+
+Each operation is priced by `efficiency.py`; views cost the host alone. A number asked of the GPU (`.item()`) makes the
+host wait. What the host needs for an operation differs between machines by a factor of three, so a step that waits for
+the host is an interval, and says so. Compiled programs launch one kernel for a run of operations that only move bytes,
+and move only what enters and leaves it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mezzotint.hardware.devices import DeviceSpec
+from mezzotint.plan import efficiency
+from mezzotint.plan.costs import Cost, Work, cost_of
+from mezzotint.plan.efficiency import Estimate
+from mezzotint.plan.recording import GhostRun
+from mezzotint.trace.record import Call, Kind, Operation, Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What the host needs to issue one operation, in seconds: the usual figure, and how far machines are apart.
+
+    Eager PyTorch needs 5 to 10 us for an operation itself and as much again for the Python around it; forward passes
+    of 12 to 40 us an operation were reported.
+    """
+
+    forward: float = 14e-6
+    backward: float = 9e-6
+    view: float = 3e-6
+    fast: float = 0.5
+    slow: float = 2.5
+
+    def seconds(self, call: Call) -> float:
+        """Return the usual time to issue one call."""
+        if call.kind is Kind.VIEW:
+            return self.view
+        return self.backward if call.phase is Phase.BACKWARD else self.forward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PricedCall:
+    """One call with its time on the GPU for one execution, how often it runs in the step, and why it takes so long."""
+
+    call: Call
+    cost: Cost
+    estimate: Estimate
+    count: int
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all executions in the step."""
+        return self.estimate.seconds * self.count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimePlan:
+    """Time of one step in seconds. `low` to `high` is what to expect; `seconds` the usual machine's.
+
+    `gpu` is what the GPU is busy, `host` what the host needs to issue everything. `walls` and `works` are shares of
+    GPU time; `uncovered` are operations whose time is a lower bound, with their seconds. `flops` are those of products,
+    convolutions and attention.
+    """
+
+    seconds: float
+    low: float
+    high: float
+    gpu: float
+    host: float
+    walls: Mapping[str, float]
+    works: Mapping[str, float]
+    calls: tuple[PricedCall, ...]
+    uncovered: Mapping[str, float]
+    flops: int
+    num_launches: int
+    num_waits: int
+
+    @property
+    def is_host_bound(self) -> bool:
+        """Whether the GPU waits for the host on a usual machine."""
+        return self.host > 0.9 * self.gpu
+
+    def utilisation(self, card: DeviceSpec, format_name: str) -> float | None:
+        """Return the model FLOPs utilisation: FLOPs of the step per second, as a share of the card's peak."""
+        peak = card.peak_flops_per_second(format_name)
+        return self.flops / self.seconds / peak if peak and self.seconds else None
+
+
+def plan_time(
+    run: GhostRun, *, first: int | None = None, end: int | None = None, host: Host | None = None, has_fp8: bool = False
+) -> TimePlan:
+    """Price the operations `first` to `end` (the last whole step). With `has_fp8`, linear layers run in float8."""
+    host = host or Host()
+    steps = run.trace.steps
+    first = (steps[-1].first if steps else 0) if first is None else first
+    end = (steps[-1].end if steps else len(run.trace.operations)) if end is None else end
+    operations = [one for one in run.trace.operations[first:end] if one.error is None]
+    prices: dict[tuple[int, bool], tuple[Cost, Estimate]] = {}
+    kernels: list[tuple[Operation, Cost, Estimate]] = []
+    for operation in operations:
+        key = operation.call.index, operation.index in run.causal
+        if key not in prices:
+            cost = cost_of(operation.call)
+            prices[key] = cost, _price(run, operation.call, cost, is_causal=key[1], has_fp8=has_fp8)
+        kernels.append((operation, *prices[key]))
+    if run.is_compiled:
+        kernels = _fused(run.spec, kernels)
+    return _total(run, kernels, host)
+
+
+def _total(run: GhostRun, kernels: Sequence[tuple[Operation, Cost, Estimate]], host: Host) -> TimePlan:
+    counts: Counter[tuple[int, float]] = Counter()
+    examples: dict[tuple[int, float], tuple[Call, Cost, Estimate]] = {}
+    walls: Counter[str] = Counter()
+    works: Counter[str] = Counter()
+    uncovered: Counter[str] = Counter()
+    gpu, flops, launches = 0.0, 0, 0
+    for operation, cost, estimate in kernels:
+        if cost.work is Work.NOTHING:
+            continue
+        gpu += estimate.seconds
+        launches += cost.kernels
+        walls[estimate.wall] += estimate.seconds
+        works["cast" if operation.call.kind is Kind.CAST else str(cost.work)] += estimate.seconds
+        if cost.work in (Work.PRODUCT, Work.CONVOLUTION, Work.ATTENTION, Work.RECURRENT):
+            flops += cost.flops
+        if not cost.has_formula:
+            uncovered[operation.call.name] += estimate.seconds
+        key = operation.call.index, estimate.seconds
+        counts[key] += 1
+        examples[key] = operation.call, cost, estimate
+    clock = [
+        _clock(kernels, host, *ends, is_compiled=run.is_compiled)
+        for ends in ((1.0, 0), (host.fast, -1), (host.slow, 1))
+    ]
+    return TimePlan(
+        seconds=clock[0][0],
+        low=min(clock[1][0], clock[0][0]),
+        high=max(clock[2][0], clock[0][0]),
+        gpu=gpu,
+        host=clock[0][1],
+        walls={wall: share / gpu for wall, share in walls.most_common()} if gpu else {},
+        works={work: share / gpu for work, share in works.most_common()} if gpu else {},
+        calls=tuple(
+            PricedCall(call=examples[key][0], cost=examples[key][1], estimate=examples[key][2], count=count)
+            for key, count in counts.items()
+        ),
+        uncovered=dict(uncovered.most_common()),
+        flops=flops,
+        num_launches=launches,
+        num_waits=sum(operation.call.name == "_local_scalar_dense" for operation, _, _ in kernels),
+    )
+
+
+def _clock(
+    kernels: Sequence[tuple[Operation, Cost, Estimate]], host: Host, factor: float, side: int, *, is_compiled: bool
+) -> tuple[float, float]:
+    """Return the seconds of a step in steady state, and of the host alone, with kernels at one side of their interval."""
+    cpu = gpu = 0.0
+    ends = []
+    issue = 0.0
+    for _ in range(2):  # the second step starts with what the first has left to do
+        for operation, cost, estimate in kernels:
+            seconds = 0.0 if is_compiled and cost.kernels == 0 else host.seconds(operation.call) * factor
+            if is_compiled and operation.call.phase is not Phase.OPTIMIZER:
+                seconds *= 0.5  # generated code launches without dispatcher and modules
+            cpu += seconds
+            issue += seconds
+            if operation.call.name == "_local_scalar_dense":
+                cpu = max(cpu, gpu)
+            elif cost.work is not Work.NOTHING:
+                taken = (estimate.seconds, estimate.high, estimate.low)[side]
+                gpu = max(gpu, cpu) + taken
+        ends.append(max(cpu, gpu))
+    return ends[1] - ends[0], issue / 2
+
+
+def _price(run: GhostRun, call: Call, cost: Cost, *, is_causal: bool, has_fp8: bool) -> Estimate:
+    card = run.spec
+    nothing = Estimate(0.0, 0.0, 0.0, "none")
+    if cost.work is Work.NOTHING:
+        return nothing
+    itemsize = {"float32": 4, "float64": 8}.get(cost.format, 2)
+    format_name = _speed_format(run, cost)
+    if cost.work is Work.PRODUCT:
+        product = cost.products[0]
+        if has_fp8 and _is_linear(call) and not any(size % 16 for size in (product.m, product.n, product.k)):
+            casts = efficiency.memory_time(card, 3 * (product.m * product.k + product.k * product.n))
+            found = efficiency.product_time(
+                card, "float8_e4m3fn", product.m, product.n, product.k, itemsize_in=1, itemsize_out=2
+            )
+            return _sum(found, casts)
+        return efficiency.product_time(
+            card, format_name, product.m, product.n, product.k, product.batch, itemsize_in=itemsize,
+            itemsize_out=itemsize,
+        )  # fmt: skip
+    if cost.work is Work.CONVOLUTION:
+        found = nothing
+        for product in cost.products:
+            one = efficiency.convolution_time(
+                card, format_name, product.m, product.n, product.k, groups=product.batch,
+                is_channels_last=False, nbytes=cost.nbytes // len(cost.products), itemsize=itemsize,
+            )  # fmt: skip
+            found = _sum(one, found)
+        return found
+    if cost.work is Work.ATTENTION:
+        kind = next(one for one in ("flash", "efficient", "cudnn") if one in call.name)
+        return efficiency.attention_time(
+            card, format_name, kind, cost.flops, cost.head_size, is_causal=is_causal,
+            is_backward=call.name.endswith("backward"),
+        )  # fmt: skip
+    if cost.work is Work.RECURRENT:
+        seconds = cost.flops / (0.4 * efficiency.sustained(card, format_name)) + cost.kernels * 4e-6
+        return Estimate(seconds, 0.5 * seconds, 2 * seconds, "compute")
+    found = efficiency.memory_time(card, cost.nbytes)
+    extra = (cost.kernels - 1) * 1.5e-6
+    return Estimate(found.seconds + extra, found.low + extra, found.high + extra, found.wall)
+
+
+def _sum(one: Estimate, other: Estimate) -> Estimate:
+    wall = one.wall if one.seconds >= other.seconds else other.wall
+    return Estimate(one.seconds + other.seconds, one.low + other.low, one.high + other.high, wall)
+
+
+def _is_linear(call: Call) -> bool:
+    return call.name in ("mm", "addmm") and call.inputs[-1].dtype in ("bfloat16", "float16")
+
+
+def _speed_format(run: GhostRun, cost: Cost) -> str:
+    if cost.format != "float32":
+        return cost.format
+    is_convolution = cost.work in (Work.CONVOLUTION, Work.RECURRENT)
+    has_tf32 = run.has_tf32_convolutions if is_convolution else run.has_tf32_products
+    return "tfloat32" if has_tf32 else "float32"
+
+
+def _fused(
+    card: DeviceSpec, kernels: Sequence[tuple[Operation, Cost, Estimate]]
+) -> list[tuple[Operation, Cost, Estimate]]:
+    """Make each run of operations that only move bytes one kernel, which moves what enters and leaves the run."""
+    found: list[tuple[Operation, Cost, Estimate]] = []
+    group: list[tuple[Operation, Cost, Estimate]] = []
+    last_use: dict[int, int] = {}
+    for operation, _, _ in kernels:
+        for producer in operation.producers:
+            if producer >= 0:
+                last_use[producer] = operation.index
+
+    def close() -> None:
+        if group:
+            found.extend(_as_one(card, group, last_use))
+            group.clear()
+
+    for one in kernels:
+        operation, cost, _ = one
+        is_plain = cost.work is Work.NOTHING or (cost.work is Work.BYTES and cost.kernels == 1)
+        if is_plain and operation.call.phase is not Phase.OPTIMIZER:
+            group.append(one)
+        else:
+            close()
+            found.append(one)
+    close()
+    return found
+
+
+def _as_one(
+    card: DeviceSpec, group: Sequence[tuple[Operation, Cost, Estimate]], last_use: Mapping[int, int]
+) -> list[tuple[Operation, Cost, Estimate]]:
+    members = {operation.index for operation, _, _ in group}
+    end = group[-1][0].index
+    read: dict[tuple[int, object], int] = {}
+    written = 0
+    work = [one for one in group if one[1].work is Work.BYTES]
+    if not work:
+        return list(group)
+    for operation, _, _ in work:
+        for meta, producer in zip(operation.call.inputs, operation.producers, strict=False):
+            if producer not in members:
+                read[producer, meta] = meta.nbytes
+        if last_use.get(operation.index, end + 1) > end:
+            written += sum(meta.nbytes for meta in operation.call.outputs)
+    estimate = efficiency.memory_time(card, sum(read.values()) + written)
+    total = sum(one[2].seconds for one in work) or 1.0
+    out: list[tuple[Operation, Cost, Estimate]] = []
+    for index, (operation, cost, own) in enumerate(work):
+        share = own.seconds / total
+        part = Estimate(estimate.seconds * share, estimate.low * share, estimate.high * share, estimate.wall)
+        kernels = 1 if index == 0 else 0
+        out.append((operation, _with_kernels(cost, kernels), part))
+    return out
+
+
+def _with_kernels(cost: Cost, kernels: int) -> Cost:
+    return Cost(
+        work=cost.work, format=cost.format, nbytes=cost.nbytes, flops=cost.flops, products=cost.products,
+        groups=cost.groups, head_size=cost.head_size, kernels=kernels, has_formula=cost.has_formula,
+    )  # fmt: skip
