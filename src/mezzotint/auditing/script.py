@@ -11,7 +11,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
 from multiprocessing.process import BaseProcess
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from mezzotint.errors import AuditError
+from mezzotint.errors import AuditError, GhostError
 from mezzotint.patches import Patches
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import Enough, Recorder
@@ -79,12 +79,18 @@ def parse_target(script: str, arguments: Sequence[str], *, is_module: bool) -> T
 
 
 def run_target(
-    target: Target, *, steps: int, has_ranges: bool, on_stuck: Callable[[Trace], None] | None = None
+    target: Target,
+    *,
+    steps: int,
+    has_ranges: bool,
+    on_stuck: Callable[[Trace], None] | None = None,
+    within: Callable[[Recorder], AbstractContextManager[None]] | None = None,
 ) -> Outcome:
     """Run the target under a recorder until `steps` training steps were seen.
 
-    `on_stuck` gets the trace of a script that goes on after being stopped three times; it should not return. Raises
-    AuditError where the target cannot be started: a file that is not Python, a function that is not there.
+    `within` surrounds the recorder: a ghost GPU, say. `on_stuck` gets the trace of a script that goes on after being
+    stopped three times; it should not return. Raises AuditError where the target cannot be started: a file that is not
+    Python, a function that is not there.
     """
     run = _starter(target, steps)
     limit = None if target.function else steps
@@ -95,9 +101,9 @@ def run_target(
     ending, text = Ending.END, None
     with _as_main(target), _counting_processes(recorder):
         try:
-            with recorder:
+            with within(recorder) if within is not None else nullcontext(), recorder:
                 run()
-        except _MissingError:
+        except (_MissingError, GhostError):
             raise
         except Enough:
             ending = Ending.STEPS

@@ -79,7 +79,7 @@ def _gru_cell(_func: Any, args: Any, _kwargs: Any) -> tuple[Tensor, Tensor]:
 
 
 def _grouped_mm(_func: Any, args: Any, kwargs: Any) -> Tensor:
-    """Products of groups of rows: PyTorch's fake kernel refuses all but bfloat16, CUDA's falls back to single products."""
+    """Products of groups of rows: the fake kernel refuses all but bfloat16, CUDA's takes single products."""
     a, b = args[0], args[1]
     offsets = args[2] if len(args) > 2 else kwargs.get("offs")
     dtype = (args[4] if len(args) > 4 else kwargs.get("out_dtype")) or a.dtype
@@ -227,7 +227,7 @@ class FusedRmsNorm(torch.autograd.Function):
         return out  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         """One operation, for the gradients of input and weight."""
         x, rstd, weight = ctx.saved_tensors
         needs = [ctx.needs_input_grad[0], weight is not None and ctx.needs_input_grad[2]]

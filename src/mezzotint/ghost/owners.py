@@ -1,4 +1,4 @@
-"""What a storage on the ghost GPU is for: a weight, its gradient, or an optimizer's state, told when optimizers step."""
+"""What a storage on the ghost GPU is for: a weight, its gradient, an optimizer's state; told when optimizers step."""
 
 from collections.abc import Callable
 from typing import Any

@@ -53,7 +53,7 @@ class Cost:
 
 _VIEWS = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_local_scalar_dense"})
 _RECURRENT = frozenset({"_cudnn_rnn", "_cudnn_rnn_backward"})
-# a kernel of the foreach family takes up to so many tensors (depth-2 metadata of 4 KiB, ATen/native/cuda/MultiTensorApply)
+# a kernel of the foreach family takes up to so many tensors (4 KiB of arguments, ATen/native/cuda/MultiTensorApply.cuh)
 _TENSORS_PER_KERNEL = 64
 _KNOWN_BYTES = frozenset(
     {
@@ -68,11 +68,13 @@ _KNOWN_BYTES = frozenset(
         "_adaptive_avg_pool2d_backward", "upsample_nearest2d", "upsample_nearest2d_backward", "upsample_bilinear2d",
         "upsample_bilinear2d_backward", "constant_pad_nd", "topk", "sort", "cumsum", "argmax", "repeat", "flip", "roll",
         "tril", "triu", "clone", "copy_", "_to_copy", "fill_", "zero_", "select_backward", "slice_backward",
-        "masked_fill", "masked_fill_", "where", "logsumexp", "linalg_vector_norm", "one_hot", "bernoulli_", "_safe_softmax",
+        "masked_fill", "masked_fill_", "where", "logsumexp", "linalg_vector_norm", "one_hot", "bernoulli_",
+        "_safe_softmax",
         "mse_loss_backward", "_amp_foreach_non_finite_check_and_unscale_", "_amp_update_scale_", "max", "min", "unfold",
         "unfold_backward", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "im2col", "col2im", "glu",
         "glu_backward", "elu_backward", "hardtanh_backward", "softplus_backward", "std", "var_mean", "var", "nonzero",
-        "masked_select", "masked_scatter", "new_zeros", "new_ones", "new_full", "normal_", "uniform_", "as_strided_scatter",
+        "masked_select", "masked_scatter", "new_zeros", "new_ones", "new_full", "normal_", "uniform_",
+        "as_strided_scatter",
     }
 )  # fmt: skip
 

@@ -94,8 +94,8 @@ def memory_time(card: DeviceSpec, nbytes: int) -> Estimate:
     return Estimate(seconds, seconds * 0.85, seconds * 1.2, wall)
 
 
-# Shares of the card's sustained matmul speed. FlashAttention-2 on an A100: 73 % of the peak forward and 63 % backward at
-# best, less for heads of 64 and causal masks (Dao 2023, arXiv 2307.08691, figures 4-7); cuDNN on Hopper reaches about
+# Shares of the card's sustained matmul speed. FlashAttention-2 on an A100: 73 % of the peak forward and 63 % backward
+# at best, less for heads of 64 and causal masks (Dao 2023, arXiv 2307.08691, figures 4-7); cuDNN on Hopper reaches
 # as much there (Shah et al. 2024, arXiv 2407.08608, figures 5-6), FlashAttention-2 half of it.
 _ATTENTION = {"flash": (0.75, 0.62), "cudnn": (0.70, 0.55), "efficient": (0.50, 0.38)}
 
@@ -135,7 +135,7 @@ def convolution_time(
 
 
 def transfer_time(card: DeviceSpec, nbytes: int, *, is_pinned: bool) -> Estimate:
-    """Return the time from the host's memory over PCIe: generation 3 to 5 by card, pageable memory at half the speed."""
+    """Return the time from the host's memory over PCIe 3 to 5 by card, pageable memory at half the speed."""
     capability = card.compute_capability or AMPERE
     speed = 50e9 if capability >= HOPPER else 24e9 if capability >= AMPERE else 12e9
     seconds = nbytes / (speed if is_pinned else speed / 2) + 10e-6

@@ -109,12 +109,21 @@ def plan_time(
     return _total(run, kernels, host)
 
 
+class _Seconds(dict[str, float]):
+    """Sums of seconds by name."""
+
+    def __missing__(self, _key: str) -> float:
+        return 0.0
+
+    def shares(self, total: float) -> dict[str, float]:
+        """Return the largest first, divided by a total."""
+        return {key: value / total for key, value in sorted(self.items(), key=lambda item: -item[1])}
+
+
 def _total(run: GhostRun, kernels: Sequence[tuple[Operation, Cost, Estimate]], host: Host) -> TimePlan:
     counts: Counter[tuple[int, float]] = Counter()
     examples: dict[tuple[int, float], tuple[Call, Cost, Estimate]] = {}
-    walls: Counter[str] = Counter()
-    works: Counter[str] = Counter()
-    uncovered: Counter[str] = Counter()
+    walls, works, uncovered = _Seconds(), _Seconds(), _Seconds()
     gpu, flops, launches = 0.0, 0, 0
     for operation, cost, estimate in kernels:
         if cost.work is Work.NOTHING:
@@ -140,13 +149,13 @@ def _total(run: GhostRun, kernels: Sequence[tuple[Operation, Cost, Estimate]], h
         high=max(clock[2][0], clock[0][0]),
         gpu=gpu,
         host=clock[0][1],
-        walls={wall: share / gpu for wall, share in walls.most_common()} if gpu else {},
-        works={work: share / gpu for work, share in works.most_common()} if gpu else {},
+        walls=walls.shares(gpu) if gpu else {},
+        works=works.shares(gpu) if gpu else {},
         calls=tuple(
             PricedCall(call=examples[key][0], cost=examples[key][1], estimate=examples[key][2], count=count)
             for key, count in counts.items()
         ),
-        uncovered=dict(uncovered.most_common()),
+        uncovered=uncovered.shares(1.0),
         flops=flops,
         num_launches=launches,
         num_waits=sum(operation.call.name == "_local_scalar_dense" for operation, _, _ in kernels),
@@ -156,7 +165,7 @@ def _total(run: GhostRun, kernels: Sequence[tuple[Operation, Cost, Estimate]], h
 def _clock(
     kernels: Sequence[tuple[Operation, Cost, Estimate]], host: Host, factor: float, side: int, *, is_compiled: bool
 ) -> tuple[float, float]:
-    """Return the seconds of a step in steady state, and of the host alone, with kernels at one side of their interval."""
+    """Return seconds of a step in steady state, and of the host alone; kernels are at one side of their interval."""
     cpu = gpu = 0.0
     ends = []
     issue = 0.0

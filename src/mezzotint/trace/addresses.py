@@ -16,4 +16,5 @@ def address_of(tensor: Tensor) -> int:
     if not is_fake(tensor):
         return tensor.data_ptr()
     storage = tensor.untyped_storage()
-    return -((storage._cdata << 44) + tensor.storage_offset() * tensor.element_size())
+    address: int = storage._cdata
+    return -((address << 44) + tensor.storage_offset() * tensor.element_size())

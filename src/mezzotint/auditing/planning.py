@@ -1,0 +1,81 @@
+"""Running somebody's training script on a ghost GPU, once for each card and precision, and planning each run."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mezzotint.auditing.script import Outcome, Target, run_target
+from mezzotint.errors import PlanError
+from mezzotint.hardware.devices import DeviceSpec
+from mezzotint.plan.plan import Plan, make_plan
+from mezzotint.plan.precision import Precision, in_precision
+from mezzotint.plan.recording import GhostRun, Recording
+from mezzotint.trace.recorder import Recorder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GhostOutcome:
+    """One run of a script on a ghost GPU, and how it ended."""
+
+    run: GhostRun
+    outcome: Outcome
+
+
+def run_on_ghost(
+    target: Target, card: DeviceSpec, precision: Precision, *, steps: int, has_ranges: bool = False
+) -> GhostOutcome:
+    """Run a script for a few steps on a ghost GPU.
+
+    Raises GhostError or PlanError where the script cannot go on there.
+    """
+    recording = Recording(card)
+
+    @contextmanager
+    def within(recorder: Recorder) -> Iterator[None]:
+        with recording.within(recorder), in_precision(precision):
+            yield
+
+    outcome = run_target(target, steps=steps, has_ranges=has_ranges, within=within)
+    return GhostOutcome(run=recording.run(outcome.trace), outcome=outcome)
+
+
+def plan_target(
+    target: Target,
+    cards: Sequence[DeviceSpec],
+    precisions: Callable[[DeviceSpec], Sequence[Precision]],
+    *,
+    steps: int = 2,
+    on_progress: Callable[[str], None] = lambda _text: None,
+) -> list[Plan]:
+    """Plan a script on every card in every precision.
+
+    Raises PlanError where no training step was seen, with what the script raised; GhostError where it cannot go on.
+    """
+    plans = []
+    for card in cards:
+        runs: dict[Precision, GhostRun] = {}
+        for precision in precisions(card):
+            on_progress(f"{card.name}, {precision.name}")
+            same = next((run for known, run in runs.items() if _is_same_run(known, precision)), None)
+            if same is None:
+                found = run_on_ghost(target, card, precision, steps=steps)
+                if not found.run.trace.steps:
+                    raise PlanError(_nothing_to_plan(target, found.outcome))
+                same = runs[precision] = found.run
+            plans.append(make_plan(same, precision))
+    return plans
+
+
+def _is_same_run(known: Precision, wanted: Precision) -> bool:
+    """Whether two precisions run the same operations: float8 is priced on a bfloat16 run."""
+    return not known.is_as_written and known.dtype == wanted.dtype and known.has_tf32 == wanted.has_tf32
+
+
+def _nothing_to_plan(target: Target, outcome: Outcome) -> str:
+    if outcome.text is not None:
+        return f"{target} ended before a training step on the ghost GPU: {outcome.text}"
+    backwards = sum(event.name == "backward" for event in outcome.trace.events)
+    return (
+        f"{target} ended without a training step: {len(outcome.trace.operations)} operations and {backwards} backward "
+        "passes were seen, but no torch optimizer stepped; name a function that makes a step: SCRIPT.py:make_step"
+    )

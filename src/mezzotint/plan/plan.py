@@ -1,0 +1,142 @@
+"""A plan: memory and time of a program's step on one card in one precision, with the reasons and the advice."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mezzotint.plan.costs import Work
+from mezzotint.plan.memory import MemoryPlan, plan_memory
+from mezzotint.plan.precision import Precision
+from mezzotint.plan.recording import GhostRun
+from mezzotint.plan.roofline import TimePlan, plan_time
+
+_TILE = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One cell of the table: a card and a precision. `items` are tokens or samples in a step, None if unknown."""
+
+    run: GhostRun
+    precision: Precision
+    memory: MemoryPlan
+    time: TimePlan
+    items: int | None
+    unit: str
+
+    @property
+    def items_per_second(self) -> float | None:
+        """Tokens or samples per second."""
+        return self.items / self.time.seconds if self.items and self.time.seconds else None
+
+    @property
+    def utilisation(self) -> float | None:
+        """The model FLOPs utilisation against the peak of the precision's format."""
+        return self.time.utilisation(self.run.spec, self.products_format)
+
+    @property
+    def products_format(self) -> str:
+        """The format that most FLOPs of products ran in."""
+        if self.precision.has_fp8:
+            return "float8_e4m3fn"
+        formats: Counter[str] = Counter()
+        for one in self.time.calls:
+            if one.cost.work in (Work.PRODUCT, Work.CONVOLUTION, Work.ATTENTION):
+                formats[one.cost.format] += one.cost.flops * one.count
+        name = formats.most_common(1)[0][0] if formats else "float32"
+        return "tfloat32" if name == "float32" and self.run.has_tf32_products else name
+
+    def price_per_million(self, per_hour: float) -> float | None:
+        """Return the cost of a million items at a price for an hour of the card."""
+        rate = self.items_per_second
+        return per_hour / 3600 / rate * 1e6 if rate else None
+
+
+def make_plan(run: GhostRun, precision: Precision, *, items: int | None = None, unit: str = "") -> Plan:
+    """Plan the last whole step of a run."""
+    found, kind = (items, unit) if items else items_of(run)
+    return Plan(
+        run=run,
+        precision=precision,
+        memory=plan_memory(run),
+        time=plan_time(run, has_fp8=precision.has_fp8),
+        items=found,
+        unit=kind,
+    )
+
+
+def items_of(run: GhostRun) -> tuple[int | None, str]:
+    """Return how many tokens or samples a step takes: what embeddings look up, else the batch of the first product."""
+    step = run.trace.steps[-1] if run.trace.steps else None
+    operations = run.trace.operations[step.first : step.end] if step is not None else run.trace.operations
+    tokens: Counter[str] = Counter()
+    for one in operations:
+        if one.call.name == "embedding" and one.call.phase == "forward" and len(one.call.inputs) > 1:
+            tokens[one.call.module] += one.call.inputs[1].numel
+    if tokens:
+        return max(tokens.values()), "tokens"
+    for one in operations:
+        if one.call.name in ("convolution", "addmm", "mm", "bmm") and one.call.phase == "forward":
+            total = sum(
+                other.call.inputs[0 if other.call.name != "addmm" else 1].shape[0]
+                for other in operations
+                if other.call.index == one.call.index
+            )
+            return total, "samples"
+    return None, ""
+
+
+def reasons(plans: Sequence[Plan]) -> list[str]:
+    """Say why mixed precision pays here or does not: the shares of the step that it can change."""
+    best = next((one for one in plans if one.precision.name in ("bf16", "fp16", "as written")), None)
+    base = next((one for one in plans if one.precision.name in ("tf32", "float32")), None)
+    if best is None or best is base:
+        return []
+    lines = []
+    works = best.time.works
+    product = sum(
+        works.get(str(work), 0.0) for work in (Work.PRODUCT, Work.CONVOLUTION, Work.ATTENTION, Work.RECURRENT)
+    )
+    lines.append(
+        f"{product:.0%} of the GPU's time are products, {works.get('cast', 0.0):.0%} casts, "
+        f"{works.get('bytes', 0.0):.0%} other operations that only move bytes"
+    )
+    if best.time.is_host_bound:
+        lines.append(
+            f"the GPU waits for the host: {best.time.num_launches} launches take about {best.time.host * 1e3:.0f} ms "
+            f"to issue, the GPU needs {best.time.gpu * 1e3:.0f} ms; a larger batch or torch.compile helps more"
+        )
+    if base is not None:
+        ratio = best.time.gpu / base.time.gpu if base.time.gpu else 1.0
+        lines.append(f"{best.precision.name} needs {ratio:.2f} of the GPU time of {base.precision.name}")
+    return lines
+
+
+def advice(plan: Plan) -> list[str]:
+    """Return what would make the step faster or smaller, most first."""
+    found: list[tuple[float, str]] = []
+    unaligned: dict[int, float] = {}
+    for one in plan.time.calls:
+        if one.cost.work is Work.PRODUCT and one.cost.format in ("float16", "bfloat16"):
+            product = one.cost.products[0]
+            for size in {product.n, product.k}:
+                if size % _TILE and size > 64:
+                    unaligned[size] = unaligned.get(size, 0.0) + one.seconds
+    total = plan.time.gpu or 1.0
+    for size, seconds in unaligned.items():
+        if seconds / total > 0.01:
+            wanted = -(-size // 64) * 64
+            found.append(
+                (seconds, f"a dimension of {size} is off the tensor cores' tile in {seconds / total:.0%} of the GPU's "
+                 f"time; {wanted} would be faster")
+            )  # fmt: skip
+    softmax = sum(one.seconds for one in plan.time.calls if one.call.name in ("_softmax", "_softmax_backward_data"))
+    if softmax / total > 0.05:
+        found.append(
+            (softmax, f"softmax written out takes {softmax / total:.0%}: F.scaled_dot_product_attention fuses it")
+        )
+    if plan.time.num_waits:
+        found.append((0.0, f"{plan.time.num_waits} times a step the host waits for a number (.item()): ask less often"))
+    if plan.memory.fits is False:
+        found.append((total, "the step does not fit: a smaller batch, activation checkpointing, or sharded states"))
+    return [text for _, text in sorted(found, key=lambda pair: -pair[0])]
