@@ -12,6 +12,7 @@ import sys
 from io import StringIO
 from pathlib import Path
 
+import accuracy_page
 import audit_example
 import claims
 import cpu_page
@@ -191,6 +192,7 @@ def pages() -> dict[Path, str]:
     return {
         README: filled(README.read_text(encoding="utf-8")),
         ROOT / "docs" / "audit.md": filled((ROOT / "docs" / "audit.md").read_text(encoding="utf-8")),
+        ROOT / "docs" / "accuracy.md": accuracy_page.page(),
         ROOT / "docs" / "formats.md": formats_page(),
         ROOT / "docs" / "claims.md": claims.page(),
         ROOT / "docs" / "cpu.md": cpu_page.page(),

@@ -71,7 +71,8 @@ class Attention(nn.Module):
         """(B, T, d)."""
         batch, length, _ = x.shape
         q, k, v = (
-            one(x).view(batch, length, self.heads, -1).transpose(1, 2) for one in (self.q_proj, self.k_proj, self.v_proj)
+            one(x).view(batch, length, self.heads, -1).transpose(1, 2)
+            for one in (self.q_proj, self.k_proj, self.v_proj)
         )
         positions = torch.arange(length, device=x.device)
         q, k = self.rope(q, positions), self.rope(k, positions)
@@ -137,10 +138,10 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 class AdamW(torch.optim.Optimizer):
     """One parameter at a time, as in the assignment."""
 
-    def __init__(self, parameters, lr: float = 1e-3) -> None:  # noqa: ANN001
+    def __init__(self, parameters, lr: float = 1e-3) -> None:
         super().__init__(parameters, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01})
 
-    def step(self, closure=None) -> None:  # noqa: ANN001, ARG002
+    def step(self, closure=None) -> None:
         """Update every parameter."""
         for group in self.param_groups:
             beta1, beta2 = group["betas"]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mezzotint.engine.result import Outcome as Outcome
     from mezzotint.engine.result import StepResult as StepResult
     from mezzotint.errors import MezzotintError as MezzotintError
+    from mezzotint.ghost.session import ghost_gpu as ghost_gpu
     from mezzotint.lowprec.switch import fast_cpu as fast_cpu
     from mezzotint.policy.choose import choose as choose
     from mezzotint.policy.decision import Decision as Decision
@@ -41,6 +42,7 @@ _HOMES = {
     "audit": "mezzotint.auditing.session",
     "choose": "mezzotint.policy.choose",
     "fast_cpu": "mezzotint.lowprec.switch",
+    "ghost_gpu": "mezzotint.ghost.session",
     "watch": "mezzotint.trace.watch",
 }
 
@@ -56,6 +58,7 @@ __all__ = [
     "audit",
     "choose",
     "fast_cpu",
+    "ghost_gpu",
     "watch",
 ]
 

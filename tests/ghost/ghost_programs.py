@@ -158,7 +158,6 @@ PROGRAMS: dict[str, Callable[[str], Step]] = {
     "custom function": custom_function,
     "penalty": penalty,
     "averaged": averaged,
-    "group norm": lambda device: grouped(device),
 }
 
 
@@ -169,3 +168,6 @@ def grouped(device: str) -> Step:
     ).to(device, memory_format=torch.channels_last)
     x = torch.randn(2, 3, 9, 9).to(device)
     return _loop(model, lambda: F.l1_loss(model(x), x), torch.optim.Adamax(model.parameters(), foreach=True))
+
+
+PROGRAMS["group norm"] = grouped

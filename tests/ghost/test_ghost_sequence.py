@@ -2,6 +2,7 @@
 
 import pytest
 from ghost_programs import PROGRAMS
+
 from mezzotint.ghost.session import ghost_gpu
 from mezzotint.trace.record import Phase
 from mezzotint.trace.recorder import Recorder

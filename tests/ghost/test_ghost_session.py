@@ -1,13 +1,15 @@
 """What a program finds on the ghost GPU, and that nothing of it is left."""
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from mezzotint.errors import GhostError, PlanError
 from mezzotint.ghost.session import ghost_gpu
-from torch import nn
 
 
 def switches() -> dict[str, object]:
@@ -57,11 +59,16 @@ def test_nothing_is_left() -> None:
         torch.randn(2).cuda()
 
 
-def test_nothing_is_left_after_an_error() -> None:
-    before = switches()
-    with pytest.raises(ZeroDivisionError), ghost_gpu("A100"):
+def a_failing_step() -> None:
+    with ghost_gpu("A100"):
         a_step()
         raise ZeroDivisionError
+
+
+def test_nothing_is_left_after_an_error() -> None:
+    before = switches()
+    with pytest.raises(ZeroDivisionError):
+        a_failing_step()
     assert switches() == before
     with ghost_gpu("H100"):
         a_step()
@@ -116,11 +123,15 @@ def test_numbers_are_placeholders_and_are_counted() -> None:
     assert all(path == __file__ for path, _, _ in gpu.assumed)
 
 
+def wait_for_a_value() -> None:
+    x = torch.ones(4, device="cuda") * 2
+    while x.sum().item() > 0.5:
+        x = x * 0.5
+
+
 def test_a_loop_that_waits_for_a_value_is_ended() -> None:
     with ghost_gpu("H100"), pytest.raises(GhostError, match="asked 1000 times"):
-        x = torch.ones(4, device="cuda") * 2
-        while x.sum().item() > 0.5:
-            x = x * 0.5
+        wait_for_a_value()
 
 
 def test_masks_keep_every_element() -> None:
@@ -225,6 +236,8 @@ def test_what_cannot_be_done_is_refused() -> None:
             ghost_gpu("H100").__enter__()
         with pytest.raises(GhostError, match=r"torch\.func\.vmap"):
             torch.func.vmap(torch.sin)
+        with pytest.raises(GhostError, match="one card in one process"):
+            torch.distributed.init_process_group("nccl")
         with pytest.raises(GhostError, match="graphs"):
             torch.cuda.CUDAGraph()
     errors: list[BaseException] = []
@@ -239,6 +252,21 @@ def test_what_cannot_be_done_is_refused() -> None:
     thread.start()
     thread.join()
     assert "main thread" in str(errors[0])
+
+
+def test_checkpoints_stay_in_memory(tmp_path: Path) -> None:
+    path, plain = tmp_path / "model.pt", tmp_path / "numbers.pt"
+    path.write_bytes(b"an older checkpoint")
+    with ghost_gpu("H100") as gpu:
+        model = nn.Linear(4, 4).cuda()
+        torch.save({"model": model.state_dict(), "step": 3}, path)
+        loaded = torch.load(path)
+        model.load_state_dict(loaded["model"])
+        torch.save({"step": 3}, plain)
+    assert loaded["step"] == 3
+    assert path.read_bytes() == b"an older checkpoint"
+    assert torch.load(plain) == {"step": 3}
+    assert any("wrote no file" in note for note in gpu.notes)
 
 
 def test_every_node_sees_meta() -> None:

@@ -1,14 +1,16 @@
 """Running somebody's training script on a ghost GPU, once for each card and precision, and planning each run."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
 
 from mezzotint.auditing.script import Outcome, Target, run_target
 from mezzotint.errors import PlanError
 from mezzotint.hardware.devices import DeviceSpec
+from mezzotint.hardware.gpus import find_gpu
 from mezzotint.plan.plan import Plan, make_plan
-from mezzotint.plan.precision import Precision, in_precision
+from mezzotint.plan.precision import AS_WRITTEN, Precision, in_precision
 from mezzotint.plan.recording import GhostRun, Recording
 from mezzotint.trace.recorder import Recorder
 
@@ -39,6 +41,22 @@ def run_on_ghost(
     return GhostOutcome(run=recording.run(outcome.trace), outcome=outcome)
 
 
+def audit_on_ghost(target: Target, gpu: str, *, steps: int) -> Outcome:
+    """Run a script on a ghost GPU for the rules of an audit: dtypes and calls as on CUDA, but no ranges.
+
+    Raises PlanError for an unknown card, GhostError where the script cannot go on.
+    """
+    found = run_on_ghost(target, find_gpu(gpu), AS_WRITTEN, steps=steps)
+    trace = found.run.trace
+    trace.facts["device"] = f"ghost {found.run.spec.name}"
+    trace.notes.extend(found.run.notes[len(trace.notes) :])
+    trace.notes.append(f"on a simulated {found.run.spec.name}: tensors have no numbers, so nothing is said of ranges")
+    if found.run.assumed:
+        count = sum(found.run.assumed.values())
+        trace.notes.append(f"{count} answers about numbers were assumed; mezzotint plan lists the lines that asked")
+    return replace(found.outcome, trace=trace)
+
+
 def plan_target(
     target: Target,
     cards: Sequence[DeviceSpec],
@@ -58,7 +76,8 @@ def plan_target(
             on_progress(f"{card.name}, {precision.name}")
             same = next((run for known, run in runs.items() if _is_same_run(known, precision)), None)
             if same is None:
-                found = run_on_ghost(target, card, precision, steps=steps)
+                with redirect_stdout(sys.stderr):  # the script runs many times, and the result is ours
+                    found = run_on_ghost(target, card, precision, steps=steps)
                 if not found.run.trace.steps:
                     raise PlanError(_nothing_to_plan(target, found.outcome))
                 same = runs[precision] = found.run

@@ -24,6 +24,7 @@ from mezzotint.patches import Patches
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import Enough, Recorder
 
+_OURS = str(Path(__file__).parents[1]) + "/"
 _MAX_IGNORED = 3  # how often a script may swallow `Enough` before it is ended
 
 
@@ -260,11 +261,7 @@ def _counting_processes(recorder: Recorder) -> Iterator[None]:
 
 def _described(error: Exception) -> str:
     """Return an error with the line of the user's program that it came from."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "/mezzotint/trace/" not in frame.filename and frame.filename != __file__
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]
     own = [frame for frame in frames if "/torch/" not in frame.filename and "-packages/" not in frame.filename]
     place = (own or frames)[-1] if frames else None
     where = f" at {place.filename}:{place.lineno}" if place is not None else ""

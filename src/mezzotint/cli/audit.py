@@ -36,6 +36,12 @@ def audit(
     has_ranges: Annotated[
         bool, typer.Option("--ranges/--no-ranges", help="Measure the range of every tensor (dtypes only if not).")
     ] = True,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu", help="Run on a simulated GPU of this name: what exists on CUDA only.", show_default=False
+        ),
+    ] = None,
     is_bisect: Annotated[
         bool, typer.Option("--bisect", help="Find the modules that must stay in float32, and the policy that does it.")
     ] = False,
@@ -72,7 +78,12 @@ def audit(
         os._exit(code)
 
     with _results_only() if is_json else _as_it_is():
-        outcome = run_target(target, steps=steps, has_ranges=has_ranges, on_stuck=finish)
+        if gpu is not None:
+            from mezzotint.auditing.planning import audit_on_ghost
+
+            outcome = audit_on_ghost(target, gpu, steps=steps)
+        else:
+            outcome = run_target(target, steps=steps, has_ranges=has_ranges, on_stuck=finish)
     if outcome.is_child:
         raise typer.Exit(0)  # a process that the script forked: its parent reports
     judgement = judge(outcome.trace, declared)

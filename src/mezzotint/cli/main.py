@@ -10,6 +10,7 @@ from mezzotint.cli.bench import bench
 from mezzotint.cli.demo import demo
 from mezzotint.cli.doctor import doctor
 from mezzotint.cli.formats import formats
+from mezzotint.cli.plan import plan
 from mezzotint.cli.rules import rules
 from mezzotint.cli.train import train
 from mezzotint.errors import MezzotintError
@@ -29,6 +30,9 @@ for command in (doctor, formats, bench, train, demo, rules):
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 )(audit)
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)(plan)
 
 
 def _print_version(is_wanted: bool) -> None:

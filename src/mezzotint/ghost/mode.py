@@ -46,7 +46,8 @@ CAUSAL = {
 """Where the attention operations say whether their mask is causal."""
 _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 _DEVICE = torch.ops.prim.device.default
-_ITEM = torch.ops.aten._local_scalar_dense.default
+_ITEMS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
+_EQUAL = torch.ops.aten.equal.default
 
 
 class GhostFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
@@ -92,6 +93,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storages = storages
         self._names: dict[Any, tuple[str, bool]] = {}
         self.on_causal: Callable[[], object] = int
+        self.on_wait: Callable[[], object] = int
         self.workspace_bytes = 0
 
     @classmethod
@@ -128,18 +130,19 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if reals or not is_on_cpu or not _is_large(name, args, kwargs):
                 with torch._C._DisableTorchDispatch():
                     return func(*args, **kwargs)
-        if func is _ITEM:
+        if func in _ITEMS:
+            if _device_of(args[0]).type == "cuda":
+                self.on_wait()
             return self._values.item(args[0])
+        if func is _EQUAL:
+            self._values.note("torch.equal, taken for unequal")
+            return False
         if writes and args and isinstance(args[0], Tensor) and not isinstance(args[0], FakeTensor):
             self._values.note("copy to a CPU tensor")  # a ghost has no numbers to copy: it keeps those it has
             return args[0]
         if reals:
             args, kwargs = _map(args, self._as_fake), {key: self._as_fake_any(v) for key, v in kwargs.items()}
-        if name in _PRODUCTS and self.workspace_bytes:
-            self._storages.add_workspace(self.workspace_bytes)
-            self.workspace_bytes = 0
-        if name in CAUSAL and _is_causal(name, args, kwargs):
-            self.on_causal()
+        self._note(name, args, kwargs)
         kernel = KERNELS.get(func)
         try:
             with self._fake, torch._C.DisableTorchFunction():
@@ -157,6 +160,14 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 out._ghost_value = reals[0].item()  # type: ignore[attr-defined]
         self._see(out)
         return out
+
+    def _note(self, name: str, args: Any, kwargs: Any) -> None:
+        """Note what shapes do not tell: a library's workspace, and whether attention has a causal mask."""
+        if name in _PRODUCTS and self.workspace_bytes:
+            self._storages.add_workspace(self.workspace_bytes)
+            self.workspace_bytes = 0
+        if name in CAUSAL and _is_causal(name, args, kwargs):
+            self.on_causal()
 
     def _traits(self, func: Any) -> tuple[str, bool]:
         found = self._names.get(func)

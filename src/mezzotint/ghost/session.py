@@ -60,6 +60,7 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
         self.storages = Storages()
         self.owners = Owners(self.storages)
         self.causal: set[int] = set()
+        self.waits: set[int] = set()
         self.allocator = CachingAllocator()
         self.out_of_memory: str | None = None
         self.compiled: list[str] = []
@@ -115,6 +116,7 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
             stack.push(self._fake.__exit__)
             mode = GhostMode(self._face, self._faces, self._fake, self.values, self.storages)
             mode.on_causal = lambda: self.causal.add(self.storages.clock())
+            mode.on_wait = lambda: self.waits.add(self.storages.clock())
             mode.workspace_bytes = workspace_bytes(self.spec)
             mode.__enter__()  # type: ignore[no-untyped-call]
             stack.push(mode.__exit__)
@@ -206,6 +208,20 @@ def _patch_fake_tensor(patches: Patches, values: Values) -> None:
     def to_text(self: Any, spec: str) -> str:
         return format(self.item(), spec) if spec and not self.dim() else repr(self)
 
+    def deep_copy(self: Any, memo: Any) -> Any:
+        """Copy without asking where the data is, as `Tensor.__deepcopy__` does."""
+        if id(self) in memo:
+            return memo[id(self)]
+        with torch.no_grad():
+            new = self.detach().clone(memory_format=torch.preserve_format)
+        is_parameter = isinstance(self, torch.nn.Parameter)
+        new = torch.nn.Parameter(new, self.requires_grad) if is_parameter else new.requires_grad_(self.requires_grad)
+        memo[id(self)] = new
+        if self.is_leaf and self.grad is not None:
+            new.grad = deep_copy(self.grad, memo)
+        return new
+
+    patches.replace(FakeTensor, "__deepcopy__", deep_copy)
     patches.replace(FakeTensor, "numpy", to_numpy)
     patches.replace(FakeTensor, "__array__", to_numpy)
     patches.replace(FakeTensor, "tolist", to_list)

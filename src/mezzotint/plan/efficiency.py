@@ -82,7 +82,7 @@ def _tiled(
     rows, columns = tile
     efficiency = rates.small_tile ** (max(0, (32768 // (rows * columns)).bit_length() - 1))
     tiles = ceil(m / rows) * ceil(n / columns) * batch
-    splits = max(1, min(processors // tiles, k // 512)) if tiles < processors else 1
+    splits = max(1, min(processors // tiles, k // 2048)) if tiles < processors else 1
     waves = ceil(tiles * splits / processors)
     return waves * 2 * rows * columns * (k / splits) / (speed / processors * efficiency)
 

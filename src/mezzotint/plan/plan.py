@@ -125,18 +125,16 @@ def advice(plan: Plan) -> list[str]:
     total = plan.time.gpu or 1.0
     for size, seconds in unaligned.items():
         if seconds / total > 0.01:
-            wanted = -(-size // 64) * 64
-            found.append(
-                (seconds, f"a dimension of {size} is off the tensor cores' tile in {seconds / total:.0%} of the GPU's "
-                 f"time; {wanted} would be faster")
-            )  # fmt: skip
+            wanted = -(-size // 64) * 64  # whole tiles
+            found.append((seconds, f"a dimension of {size} is off the tensor cores' tile: {wanted} would be faster"))
     softmax = sum(one.seconds for one in plan.time.calls if one.call.name in ("_softmax", "_softmax_backward_data"))
     if softmax / total > 0.05:
         found.append(
             (softmax, f"softmax written out takes {softmax / total:.0%}: F.scaled_dot_product_attention fuses it")
         )
     if plan.time.num_waits:
-        found.append((0.0, f"{plan.time.num_waits} times a step the host waits for a number (.item()): ask less often"))
+        times = f"{plan.time.num_waits} times" if plan.time.num_waits > 1 else "once"
+        found.append((0.0, f"{times} a step the host waits for a number (.item()): ask less often"))
     if plan.memory.fits is False:
         found.append((total, "the step does not fit: a smaller batch, activation checkpointing, or sharded states"))
     return [text for _, text in sorted(found, key=lambda pair: -pair[0])]

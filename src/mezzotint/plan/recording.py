@@ -19,8 +19,9 @@ class GhostRun:
     """What a program did on a ghost GPU.
 
     `memory` are allocations and releases in order; `owners` says which storages are weights, gradients or optimizer
-    states; `causal` are the attention operations with a causal mask. `has_tf32_products` and `has_tf32_convolutions`
-    are torch's switches as the program left them. `assumed` counts answers without knowledge by (file, line, what).
+    states; `causal` are the attention operations with a causal mask, `waits` those that ask the GPU for a number.
+    `has_tf32_products` and `has_tf32_convolutions` are torch's switches as the program left them. `assumed` counts
+    answers without knowledge by (file, line, what).
     """
 
     spec: DeviceSpec
@@ -28,6 +29,7 @@ class GhostRun:
     memory: tuple[MemoryEvent, ...]
     owners: Mapping[int, str]
     causal: frozenset[int]
+    waits: frozenset[int]
     has_tf32_products: bool
     has_tf32_convolutions: bool
     compiled: tuple[str, ...]
@@ -72,6 +74,7 @@ class Recording:
             memory=tuple(self.gpu.storages.events),
             owners=dict(self.gpu.owners.classes),
             causal=frozenset(self.gpu.causal),
+            waits=frozenset(self.gpu.waits),
             has_tf32_products=self._switches[0],
             has_tf32_convolutions=self._switches[1],
             compiled=tuple(dict.fromkeys(self.gpu.compiled)),

@@ -140,7 +140,7 @@ def _total(run: GhostRun, kernels: Sequence[tuple[Operation, Cost, Estimate]], h
         counts[key] += 1
         examples[key] = operation.call, cost, estimate
     clock = [
-        _clock(kernels, host, *ends, is_compiled=run.is_compiled)
+        _clock(kernels, host, *ends, is_compiled=run.is_compiled, waits=run.waits)
         for ends in ((1.0, 0), (host.fast, -1), (host.slow, 1))
     ]
     return TimePlan(
@@ -158,12 +158,18 @@ def _total(run: GhostRun, kernels: Sequence[tuple[Operation, Cost, Estimate]], h
         uncovered=uncovered.shares(1.0),
         flops=flops,
         num_launches=launches,
-        num_waits=sum(operation.call.name == "_local_scalar_dense" for operation, _, _ in kernels),
+        num_waits=sum(operation.index in run.waits for operation, _, _ in kernels),
     )
 
 
 def _clock(
-    kernels: Sequence[tuple[Operation, Cost, Estimate]], host: Host, factor: float, side: int, *, is_compiled: bool
+    kernels: Sequence[tuple[Operation, Cost, Estimate]],
+    host: Host,
+    factor: float,
+    side: int,
+    *,
+    is_compiled: bool,
+    waits: frozenset[int],
 ) -> tuple[float, float]:
     """Return seconds of a step in steady state, and of the host alone; kernels are at one side of their interval."""
     cpu = gpu = 0.0
@@ -176,7 +182,7 @@ def _clock(
                 seconds *= 0.5  # generated code launches without dispatcher and modules
             cpu += seconds
             issue += seconds
-            if operation.call.name == "_local_scalar_dense":
+            if operation.index in waits:
                 cpu = max(cpu, gpu)
             elif cost.work is not Work.NOTHING:
                 taken = (estimate.seconds, estimate.high, estimate.low)[side]

@@ -15,7 +15,8 @@ from mezzotint.trace.record import Frame, Site
 
 _TORCH = str(Path(torch.__file__).parent) + "/"
 _ROOMS = ("trace", "auditing", "cli", "rules", "ghost", "plan")
-_OURS = tuple(str(Path(__file__).parent.parent / room) + "/" for room in _ROOMS)
+_HOME = Path(__file__).parent.parent
+_OURS = (*(f"{_HOME / room}/" for room in _ROOMS), str(_HOME / "patches.py"))
 _STDLIB = str(Path(sysconfig.get_paths()["stdlib"])) + "/"
 
 _SKIPPED, _LIBRARY, _USER, _BARRIER = range(4)

@@ -1,0 +1,1 @@
+"""Programs behind published measurements, to be run on a ghost GPU."""

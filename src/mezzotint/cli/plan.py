@@ -1,0 +1,126 @@
+"""`mezzotint plan`: run somebody's CUDA training script on a simulated GPU and say what it would take on a real one."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mezzotint.cli.audit import _as_it_is, _results_only
+from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console
+from mezzotint.errors import PlanError
+
+if TYPE_CHECKING:
+    from mezzotint.plan.plan import Plan
+
+
+def plan(
+    context: typer.Context,
+    script: Annotated[
+        str, typer.Argument(help="SCRIPT.py, SCRIPT.py:FUNCTION that returns a step, or with -m a module.")
+    ],
+    gpu: Annotated[str, typer.Option("--gpu", help="Cards by name, or TOML files, with commas between.")] = "H100",
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="As written, float32, tf32, fp16, bf16, fp8; commas between. Default: all that the card has."
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="How many steps to run; the last is planned.")] = 2,
+    is_module: Annotated[bool, typer.Option("--module", "-m", help="Run a module, as python -m does.")] = False,
+    price: Annotated[float | None, typer.Option(min=0.0, help="Price of an hour of the card.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="The batch size of the script, to say which would fit.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("mezzotint-plan.html"),
+    has_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the HTML report.")] = True,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write the planned step as a trace for Perfetto or chrome://tracing.")
+    ] = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Run an unmodified CUDA training script on a simulated GPU: step time, memory and formats, without the GPU.
+
+    Options of the script come after its name. Exit code 0: it fits everywhere, 1: a plan does not fit its card, 2:
+    nothing could be planned.
+    """
+    from mezzotint.auditing.planning import plan_target
+    from mezzotint.auditing.script import parse_target
+    from mezzotint.hardware.gpus import find_gpu
+    from mezzotint.plan.precision import default_precisions, find_precision
+
+    target = parse_target(script, context.args, is_module=is_module)
+    cards = [find_gpu(name.strip()) for name in gpu.split(",") if name.strip()]
+    if not cards:
+        raise PlanError("--gpu names no card; try --gpu H100")
+    for card in cards:
+        if card.compute_capability is None:
+            raise PlanError(f"{card.name} is no CUDA card, and plans follow CUDA's rules; name an NVIDIA one")
+    wanted = [find_precision(name.strip()) for name in policy.split(",")] if policy is not None else None
+    for path in (out if has_report else None, trace):
+        if path is not None and not os.access(path.resolve().parent, os.W_OK):
+            raise PlanError(f"{path.resolve().parent} cannot be written to; pass another path")
+    console = progress_console()
+    with _results_only() if is_json else _as_it_is(), console.status("planning") as status:
+        plans = plan_target(
+            target, cards, lambda card: wanted or default_precisions(card), steps=max(1, steps),
+            on_progress=lambda text: status.update(f"planning {text}"),
+        )  # fmt: skip
+    if has_report:
+        from mezzotint.report.page import write_page
+        from mezzotint.report.plan import plan_page
+
+        write_page(out, plan_page(plans, str(target)))
+    if trace is not None:
+        from mezzotint.plan.timeline import chrome_trace
+
+        trace.write_text(json.dumps(chrome_trace(plans[0])), encoding="utf-8")
+    if is_json:
+        print_json("plan", _payload(plans, str(target), price, out if has_report else None))
+    else:
+        from mezzotint.report.plan_text import print_plans
+
+        print_plans(
+            result_console(), plans, price=price, batch=batch, report_path=str(out) if has_report else None
+        )  # fmt: skip
+    raise typer.Exit(1 if any(one.memory.fits is False for one in plans) else 0)
+
+
+def _payload(plans: "Sequence[Plan]", command: str, price: float | None, report: Path | None) -> dict[str, Any]:
+    from mezzotint.plan.plan import advice, reasons
+
+    return {
+        "command": command,
+        "plans": [
+            {
+                "gpu": one.run.spec.name,
+                "precision": one.precision.name,
+                "step_seconds": one.time.seconds,
+                "step_seconds_low": one.time.low,
+                "step_seconds_high": one.time.high,
+                "gpu_seconds": one.time.gpu,
+                "host_seconds": one.time.host,
+                "is_host_bound": one.time.is_host_bound,
+                "items_per_second": one.items_per_second,
+                "unit": one.unit or None,
+                "mfu": one.utilisation,
+                "price_per_million": None if price is None else one.price_per_million(price),
+                "peak_allocated_bytes": one.memory.peak_allocated,
+                "peak_reserved_bytes": one.memory.peak_reserved,
+                "at_peak_bytes": dict(one.memory.at_peak),
+                "fits": one.memory.fits,
+                "uncovered_seconds": dict(one.time.uncovered),
+                "advice": advice(one),
+            }
+            for one in plans
+        ],
+        "reasons": reasons(plans),
+        "assumed": [
+            {"path": path, "line": line, "what": what, "count": count}
+            for (path, line, what), count in plans[0].run.assumed.items()
+        ],
+        "notes": list(plans[0].run.notes),
+        "report": str(report) if report is not None else None,
+    }
