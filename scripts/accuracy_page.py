@@ -23,7 +23,8 @@ def page() -> str:
         f"`{record['command']}`).",
         "Every row is a measurement that somebody published; nothing was fitted on any of them. One family of programs",
         "is compared so far, the language models of CS336, in forward, forward and backward, and whole steps;",
-        f"{record['eager_rows_without_a_program']} other eager rows of one GPU have no program here yet.",
+        f"{record['eager_rows_without_a_program']} other eager rows of one GPU, and all that count samples or tokens a "
+        "second, have no program here yet.",
         "",
         f"- **Peak memory** ({len(memory)} rows): {_spread([_error(one, 'peak_GiB') for one in memory])}.",
         f"- **Time where the GPU is the limit** ({len(bound)} rows): {_spread([_error(one, 'ms') for one in bound])}; "
