@@ -10,6 +10,7 @@ from mezzotint.auditing.planning import plan_target
 from mezzotint.auditing.script import parse_target
 from mezzotint.errors import PlanError
 from mezzotint.hardware.gpus import find_gpu
+from mezzotint.plan.costs import Work
 from mezzotint.plan.memory import plan_memory
 from mezzotint.plan.plan import Plan, advice, reasons
 from mezzotint.plan.precision import find_precision
@@ -73,6 +74,13 @@ def test_precisions(tmp_path: Path, region: str) -> None:
         assert plan.items == 512
         assert sum(plan.memory.at_peak.values()) == plan.memory.peak_allocated
     assert reasons(list(plans.values()))
+
+
+def test_batches_come_over_the_bus(tmp_path: Path) -> None:
+    plan = plans_of(tmp_path / "train.py", WITH_AUTOCAST, "as written")["as written"]
+    (moved,) = [one for one in plan.time.calls if one.cost.work is Work.TRANSFER]
+    assert moved.cost.nbytes == 512 * 2048 * 4
+    assert moved.seconds > moved.cost.nbytes / 64e9  # PCIe 5
 
 
 def test_weights_gradients_and_states_are_told_apart(tmp_path: Path) -> None:

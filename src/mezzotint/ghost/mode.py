@@ -35,6 +35,7 @@ _META = torch.device("meta")
 _CPU = torch.device("cpu")
 _GHOST = torch.device("cuda", 0)
 _PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "_grouped_mm"})
+_COPIES = frozenset({"_to_copy", "copy_"})
 CAUSAL = {
     "_scaled_dot_product_flash_attention": 4,
     "_scaled_dot_product_flash_attention_backward": 11,
@@ -94,6 +95,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._names: dict[Any, tuple[str, bool]] = {}
         self.on_causal: Callable[[], object] = int
         self.on_wait: Callable[[], object] = int
+        self.on_transfer: Callable[[], object] = int
         self.workspace_bytes = 0
 
     @classmethod
@@ -143,6 +145,8 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if reals:
             args, kwargs = _map(args, self._as_fake), {key: self._as_fake_any(v) for key, v in kwargs.items()}
         self._note(name, args, kwargs)
+        if name in _COPIES and _crosses(name, args, device):
+            self.on_transfer()
         kernel = KERNELS.get(func)
         try:
             with self._fake, torch._C.DisableTorchFunction():
@@ -232,6 +236,13 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values.note(f"every element of {name}")
         with self._fake:
             return torch.empty(shape, dtype=dtype, device=device)
+
+
+def _crosses(name: str, args: Any, device: torch.device | None) -> bool:
+    """Whether a copy goes between the host's memory and the card's."""
+    source = args[1] if name == "copy_" and len(args) > 1 else args[0]
+    target = _device_of(args[0]) if name == "copy_" else device
+    return target is not None and isinstance(source, Tensor) and _device_of(source).type != target.type
 
 
 def _is_causal(name: str, args: Any, kwargs: Any) -> bool:

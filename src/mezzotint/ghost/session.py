@@ -61,6 +61,7 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
         self.owners = Owners(self.storages)
         self.causal: set[int] = set()
         self.waits: set[int] = set()
+        self.transfers: set[int] = set()
         self.allocator = CachingAllocator()
         self.out_of_memory: str | None = None
         self.compiled: list[str] = []
@@ -117,6 +118,7 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
             mode = GhostMode(self._face, self._faces, self._fake, self.values, self.storages)
             mode.on_causal = lambda: self.causal.add(self.storages.clock())
             mode.on_wait = lambda: self.waits.add(self.storages.clock())
+            mode.on_transfer = lambda: self.transfers.add(self.storages.clock())
             mode.workspace_bytes = workspace_bytes(self.spec)
             mode.__enter__()  # type: ignore[no-untyped-call]
             stack.push(mode.__exit__)

@@ -19,7 +19,8 @@ class GhostRun:
     """What a program did on a ghost GPU.
 
     `memory` are allocations and releases in order; `owners` says which storages are weights, gradients or optimizer
-    states; `causal` are the attention operations with a causal mask, `waits` those that ask the GPU for a number.
+    states; `causal` are the attention operations with a causal mask, `waits` those that ask the GPU for a number,
+    `transfers` copies between the host's memory and the card's.
     `has_tf32_products` and `has_tf32_convolutions` are torch's switches as the program left them. `assumed` counts
     answers without knowledge by (file, line, what).
     """
@@ -30,6 +31,7 @@ class GhostRun:
     owners: Mapping[int, str]
     causal: frozenset[int]
     waits: frozenset[int]
+    transfers: frozenset[int]
     has_tf32_products: bool
     has_tf32_convolutions: bool
     compiled: tuple[str, ...]
@@ -75,6 +77,7 @@ class Recording:
             owners=dict(self.gpu.owners.classes),
             causal=frozenset(self.gpu.causal),
             waits=frozenset(self.gpu.waits),
+            transfers=frozenset(self.gpu.transfers),
             has_tf32_products=self._switches[0],
             has_tf32_convolutions=self._switches[1],
             compiled=tuple(dict.fromkeys(self.gpu.compiled)),

@@ -96,13 +96,17 @@ def plan_time(
     first = (steps[-1].first if steps else 0) if first is None else first
     end = (steps[-1].end if steps else len(run.trace.operations)) if end is None else end
     operations = [one for one in run.trace.operations[first:end] if one.error is None]
-    prices: dict[tuple[int, bool], tuple[Cost, Estimate]] = {}
+    prices: dict[tuple[int, bool, bool], tuple[Cost, Estimate]] = {}
     kernels: list[tuple[Operation, Cost, Estimate]] = []
     for operation in operations:
-        key = operation.call.index, operation.index in run.causal
+        call, is_causal, is_transfer = operation.call, operation.index in run.causal, operation.index in run.transfers
+        key = call.index, is_causal, is_transfer
         if key not in prices:
-            cost = cost_of(operation.call)
-            prices[key] = cost, _price(run, operation.call, cost, is_causal=key[1], has_fp8=has_fp8)
+            cost = cost_of(call)
+            if is_transfer:
+                nbytes = sum(meta.nbytes for meta in call.outputs)
+                cost = Cost(work=Work.TRANSFER, format=cost.format, nbytes=nbytes)
+            prices[key] = cost, _price(run, call, cost, is_causal=is_causal, has_fp8=has_fp8)
         kernels.append((operation, *prices[key]))
     if run.is_compiled:
         kernels = _fused(run.spec, kernels)
@@ -196,6 +200,8 @@ def _price(run: GhostRun, call: Call, cost: Cost, *, is_causal: bool, has_fp8: b
     nothing = Estimate(0.0, 0.0, 0.0, "none")
     if cost.work is Work.NOTHING:
         return nothing
+    if cost.work is Work.TRANSFER:
+        return efficiency.transfer_time(card, cost.nbytes, is_pinned=True)
     itemsize = {"float32": 4, "float64": 8}.get(cost.format, 2)
     format_name = _speed_format(run, cost)
     if cost.work is Work.PRODUCT:
