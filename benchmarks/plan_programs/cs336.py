@@ -54,8 +54,9 @@ class RotaryEmbedding(nn.Module):
 
 
 def softmax(x: Tensor) -> Tensor:
-    """Over the last axis, by hand."""
-    exps = torch.exp(x - torch.max(x, dim=-1, keepdim=True)[0])
+    """Over the last axis, by hand; the shifted scores live until the end, as in the course's `nn_utils`."""
+    shifted = x - torch.max(x, dim=-1, keepdim=True)[0]
+    exps = torch.exp(shifted)
     return exps / torch.sum(exps, dim=-1, keepdim=True)
 
 
