@@ -361,7 +361,9 @@ with mz.fast_cpu():
 assert any(path != "stock" for (_, path), number in call_counts().items() if number)
 for one, other in zip(grads, expected):
     assert float((one - other).norm() / other.norm()) < 0.02
+dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # DDP's reducer keeps gloo's threads, which may abort while the interpreter goes: pytorch#190489
 """
 
 

@@ -138,7 +138,9 @@ else:
     losses = train()
 if dist.get_rank() == 0:
     torch.save([*losses, *[p.detach() for p in model.parameters()]], sys.argv[2])
+dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # DDP's reducer keeps gloo's threads, which may abort while the interpreter goes: pytorch#190489
 """
 
 

@@ -1,15 +1,14 @@
 """`mezzotint audit`: run somebody's training script for a few steps and say what every operation really ran in."""
 
+import atexit
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console
+from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console, script_output
 from mezzotint.errors import AuditError
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def audit(
         sys.stdout.flush()
         os._exit(code)
 
-    with _results_only() if is_json else _as_it_is():
+    with script_output(is_result=not is_json):
         if gpu is not None:
             from mezzotint.auditing.planning import audit_on_ghost
 
@@ -89,7 +88,22 @@ def audit(
     judgement = judge(outcome.trace, declared)
     _write(outcome.trace, judgement, path)
     code = _show(outcome.trace, judgement, _ending(outcome), path, is_json=is_json)
-    raise typer.Exit(_exit_code(outcome, judgement, code))
+    _leave(_exit_code(outcome, judgement, code))
+
+
+def _leave(code: int) -> NoReturn:
+    """End the command, as a process of a launch by torchrun without tearing the interpreter down.
+
+    The worker threads of a process group that the script left open (gloo's hold tensors) abort the process when they
+    ask for a lock of an interpreter that is going away: https://github.com/pytorch/pytorch/issues/190489.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        raise typer.Exit(code)
+    atexit._run_exitfuncs()  # what the script registered
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _write(trace: "Trace", judgement: "Judgement", path: Path | None) -> None:
@@ -203,24 +217,3 @@ def _of_rank(path: Path) -> Path:
     if rank is None or os.environ.get("WORLD_SIZE", "1") == "1":
         return path
     return path.with_stem(f"{path.stem}-rank{rank}")
-
-
-@contextmanager
-def _results_only() -> Iterator[None]:
-    """Send what the script prints, and what its children print, to standard error."""
-    sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
-    stream, sys.stdout = sys.stdout, sys.stderr
-    try:
-        yield
-    finally:
-        sys.stdout = stream
-        os.dup2(saved, 1)
-        os.close(saved)
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
-    sys.stdout.flush()

@@ -5,8 +5,10 @@ With `--json` a command prints one JSON object and nothing else on standard outp
 
 import json
 import math
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -40,3 +42,22 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return value
+
+
+@contextmanager
+def script_output(*, is_result: bool) -> Iterator[None]:
+    """Let what a script and its children print pass, or send it to standard error where stdout is for our JSON."""
+    if is_result:
+        yield
+        sys.stdout.flush()
+        return
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    stream, sys.stdout = sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = stream
+        os.dup2(saved, 1)
+        os.close(saved)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mezzotint.cli.audit import _as_it_is, _results_only
-from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console
+from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console, script_output
 from mezzotint.errors import PlanError
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def plan(
         if path is not None and not os.access(path.resolve().parent, os.W_OK):
             raise PlanError(f"{path.resolve().parent} cannot be written to; pass another path")
     console = progress_console()
-    with _results_only() if is_json else _as_it_is(), console.status("planning") as status:
+    with script_output(is_result=not is_json), console.status("planning") as status:
         plans = plan_target(
             target, cards, lambda card: wanted or default_precisions(card), steps=max(1, steps),
             on_progress=lambda text: status.update(f"planning {text}"),
