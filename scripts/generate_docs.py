@@ -1,4 +1,4 @@
-"""Write what is generated: parts of README.md, and docs/formats.md, cpu.md, claims.md and rules.md.
+"""Write what is generated: parts of README.md, and docs/formats.md, autocast.md, cpu.md, claims.md, rules.md.
 
     python scripts/generate_docs.py            write
     python scripts/generate_docs.py --check    exit 1 where a file is stale
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import accuracy_page
 import audit_example
+import autocast_page
 import claims
 import cpu_page
 import rules_page
@@ -193,6 +194,7 @@ def pages() -> dict[Path, str]:
         README: filled(README.read_text(encoding="utf-8")),
         ROOT / "docs" / "audit.md": filled((ROOT / "docs" / "audit.md").read_text(encoding="utf-8")),
         ROOT / "docs" / "accuracy.md": accuracy_page.page(),
+        ROOT / "docs" / "autocast.md": autocast_page.page(),
         ROOT / "docs" / "formats.md": formats_page(),
         ROOT / "docs" / "claims.md": claims.page(),
         ROOT / "docs" / "cpu.md": cpu_page.page(),

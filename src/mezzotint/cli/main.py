@@ -11,6 +11,7 @@ from mezzotint.cli.demo import demo
 from mezzotint.cli.doctor import doctor
 from mezzotint.cli.formats import formats
 from mezzotint.cli.plan import plan
+from mezzotint.cli.policy import policy
 from mezzotint.cli.rules import rules
 from mezzotint.cli.train import train
 from mezzotint.errors import MezzotintError
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (doctor, formats, bench, train, demo, rules):
+for command in (doctor, formats, bench, train, demo, policy, rules):
     app.command()(command)
 # what follows the script's name is the script's
 app.command(

@@ -1,0 +1,46 @@
+"""docs/autocast.md: what the installed torch's autocast does, asked of its own kernels."""
+
+from mezzotint.ghost.autocast import autocast_snapshot
+from mezzotint.policy.autocast import DEVICES, Rule, Snapshot, differences
+
+INTRODUCTION = """\
+# What autocast does
+
+Asked of torch {torch} by `python scripts/generate_docs.py`; `mezzotint policy` asks the torch that you have, for CUDA
+without a GPU. Every operation with an autocast kernel is called with inputs of the autocast dtype, of float32 and of
+both, and what the kernel passes on is looked at. The CUDA lists are tested against the header that torch is built with.
+float16 and bfloat16 take the same lists, with one difference: a float16 softmax reads float16 and writes float32, a
+bfloat16 one is copied to float32 first.
+
+    mezzotint policy                      the lists of CUDA, and where the documentation has it otherwise
+    mezzotint policy rms_norm             one operation, on CUDA and on the CPU
+    mezzotint policy --save before.json   keep this torch's rules
+    mezzotint policy --diff before.json   after an upgrade: what changed (exit code 1)
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    snapshot = autocast_snapshot()
+    lines = [INTRODUCTION.format(torch=snapshot.torch.partition("+")[0])]
+    for device in DEVICES:
+        lines += _device(snapshot, device)
+    return "\n".join([*lines, ""])
+
+
+def _device(snapshot: Snapshot, device: str) -> list[str]:
+    by_rule: dict[Rule, list[str]] = {}
+    for name, overloads in snapshot.names(device).items():
+        for rule in dict.fromkeys(overloads.values()):
+            by_rule.setdefault(rule, []).append(f"`{name}`")
+    lines = [f'## `torch.autocast("{device}", dtype=torch.{snapshot.dtype})`', ""]
+    lines += [f"- {rule.words}: {', '.join(by_rule[rule])}" for rule in Rule if rule in by_rule]
+    lines += ["", "All others run in what they get. What became of some functions, given bfloat16:", ""]
+    lines += ["| function | operations |", "|---|---|"]
+    lines += [f"| `{name}` | {parts} |" for name, parts in sorted(snapshot.parts[device].items())]
+    written = [one for one in differences(snapshot, device) if one.written is not None]
+    if written:
+        lines += ["", "Not as torch's documentation has it:", "", "| operation | written | what it does |", "|---|---|---|"]
+        lines += [f"| `{one.name}` | {one.written} | {one.found} |" for one in written]
+    unwritten = [f"`{one.name}`" for one in differences(snapshot, device) if one.written is None]
+    return [*lines, "", f"With a rule, and not in the documentation: {', '.join(unwritten)}.", ""]
