@@ -63,6 +63,8 @@ def _rules(device: str, dtype: torch.dtype) -> dict[str, Rule]:
     for name in sorted(torch._C._dispatch_get_all_op_names()):
         if not name.startswith("aten::") or not torch._C._dispatch_has_kernel_for_dispatch_key(name, _KEYS[device]):
             continue
+        if name == "aten::_cudnn_rnn":  # not asked: its kernel, in builds with CUDA, packs the weights by cuDNN itself
+            continue
         base, _, overload = name.removeprefix("aten::").partition(".")
         packet = getattr(torch.ops.aten, base)
         found[name.removeprefix("aten::")] = _rule(packet, overload or "default", device, dtype)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from mezzotint.errors import GhostError
 from mezzotint.hardware.devices import DeviceSpec
@@ -136,6 +137,7 @@ class Overrides:
             "scaled_dot_product_attention": self._attention,
             "rms_norm": _rms_norm,
             "ctc_loss.Tensor": _ctc,
+            "_batch_norm_impl_index": _batch_norm,
         }
         for operation in _TAKEN_APART:
             made[operation._schema.name.partition("::")[2]] = _whole(operation)
@@ -253,6 +255,37 @@ def _rms_norm(
     return out.type_as(x)
 
 
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    training: bool, momentum: float, eps: float, cudnn_enabled: bool,
+) -> Any:  # fmt: skip
+    """Choose cuDNN's kernel as `_select_batch_norm_backend` of ATen/native/Normalization.cpp does."""
+    has_statistics = running_mean is not None and running_var is not None
+    largest = 880801 if training else 65535
+    if (
+        cudnn_enabled
+        and weight is not None
+        and bias is not None
+        and torch.bfloat16 not in (x.dtype, weight.dtype)
+        and (x.dtype is not torch.float16 or weight.dtype is torch.float32)
+        and (has_statistics or (training and running_mean is None and running_var is None))
+        and x.dim() >= 3
+        and x.shape[0] <= largest
+    ):
+        return *_aten.cudnn_batch_norm(
+            x.contiguous(memory_format=suggest_memory_format(x)),
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            training,
+            momentum,
+            eps,
+        ), 1
+    reserve = torch.empty(0, dtype=torch.uint8, device=x.device)
+    return *_aten.native_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps), reserve, 0
+
+
 def _ctc(
     log_probs: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor, blank: int = 0,
     reduction: int = 1, zero_infinity: bool = False,
@@ -301,10 +334,11 @@ def _recurrent(mode: int, *, is_packed: bool) -> Callable[..., Any]:
         per_layer = len(weights) // (layers * (2 if bidirectional else 1))
         proj = hidden.shape[2] if mode == 2 and per_layer == (5 if has_biases else 3) else 0
         size = cell.shape[2] if cell is not None else hidden.shape[2]
-        out = _aten._cudnn_rnn(
-            x, weights, per_layer, None, hidden, cell, mode, size, proj, layers, batch_first, dropout, train,
-            bidirectional, sizes, None,
-        )  # fmt: skip
+        with torch.autocast("cuda", enabled=False):  # a CUDA build casts in a kernel that asks cuDNN itself
+            out = _aten._cudnn_rnn(
+                x, weights, per_layer, None, hidden, cell, mode, size, proj, layers, batch_first, dropout, train,
+                bidirectional, sizes, None,
+            )  # fmt: skip
         return (out[0], out[1], out[2]) if mode == 2 else (out[0], out[1])
 
     return run

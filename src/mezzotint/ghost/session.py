@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
@@ -155,6 +156,8 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
 
         patches.wrap(torch.autograd.graph, "_engine_run_backward", run_backward)
         patches.wrap(torch.autograd, "_engine_run_backward", run_backward)
+        # builds with CUDA would start the driver before the first fake tensor
+        patches.replace(fake_tensor, "init_gpu_context", lambda _device: None)
         _patch_function_apply(patches, face)
         _patch_fake_tensor(patches, self.values)
         patches.replace(
