@@ -1,7 +1,11 @@
 """docs/autocast.md: what the installed torch's autocast does, asked of its own kernels."""
 
+from pathlib import Path
+
 from mezzotint.ghost.autocast import autocast_snapshot
-from mezzotint.policy.autocast import DEVICES, Rule, Snapshot, differences
+from mezzotint.policy.autocast import DEVICES, Rule, Snapshot, changes, differences, load_snapshot
+
+RECORDS = Path(__file__).resolve().parents[1] / "benchmarks" / "records"
 
 INTRODUCTION = """\
 # What autocast does
@@ -25,7 +29,25 @@ def page() -> str:
     lines = [INTRODUCTION.format(torch=snapshot.torch.partition("+")[0])]
     for device in DEVICES:
         lines += _device(snapshot, device)
+    lines += _versions()
     return "\n".join([*lines, ""])
+
+
+def _versions() -> list[str]:
+    """What the recorded snapshots of several torch versions differ in."""
+    paths = sorted(RECORDS.glob("autocast-*.json"), key=lambda path: [int(n) for n in path.stem[9:].split(".")])
+    snapshots = [load_snapshot(path) for path in paths]
+    lines = ["## Between versions", ""]
+    lines += [f"From snapshots of the builds {', '.join(one.torch for one in snapshots)} (`benchmarks/records/autocast-*`),"]
+    lines += ["without overloads for named dimensions:", "", "| from | to | device | operation | before | after |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for old, new in zip(snapshots, snapshots[1:], strict=False):
+        for one in changes(old, new):
+            if "dimname" in one.name.lower() or "names" in one.name:
+                continue
+            cells = old.torch, new.torch, one.device, f"`{one.name}`", one.old or "no kernel", one.new or "no kernel"
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _device(snapshot: Snapshot, device: str) -> list[str]:
