@@ -1,5 +1,6 @@
 """docs/autocast.md: what the installed torch's autocast does, asked of its own kernels."""
 
+from itertools import pairwise
 from pathlib import Path
 
 from mezzotint.ghost.autocast import autocast_snapshot
@@ -41,7 +42,7 @@ def _versions() -> list[str]:
     lines += [f"From snapshots of the builds {', '.join(one.torch for one in snapshots)} (`benchmarks/records/autocast-*`),"]
     lines += ["without overloads for named dimensions:", "", "| from | to | device | operation | before | after |"]
     lines += ["|---|---|---|---|---|---|"]
-    for old, new in zip(snapshots, snapshots[1:], strict=False):
+    for old, new in pairwise(snapshots):
         for one in changes(old, new):
             if "dimname" in one.name.lower() or "names" in one.name:
                 continue

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mezzotint.auditing.script import Outcome, Target, run_target
 from mezzotint.errors import PlanError
@@ -83,6 +84,25 @@ def plan_target(
                 same = runs[precision] = found.run
             plans.append(make_plan(same, precision))
     return plans
+
+
+def config_target(path: Path, *, batch: int, length: int | None, is_checkpointed: bool) -> Target:
+    """Return the script that trains a Hugging Face model from its config: bfloat16, clipping, fused AdamW.
+
+    Raises PlanError where the config is none that the installed transformers can train.
+    """
+    from mezzotint.auditing.programs import config_program
+
+    config = config_program.read_config(path)
+    longest = config_program.default_length(config)
+    return Target(
+        path=Path(config_program.__file__),
+        arguments=(
+            str(path), str(batch), str(length or longest), "checkpointed" if is_checkpointed else "plain",
+        ),
+        title=f"{config.model_type} from {path}, batch {batch}, length {length or longest}"
+        + (", checkpointed" if is_checkpointed else ""),
+    )  # fmt: skip
 
 
 def _is_same_run(known: Precision, wanted: Precision) -> bool:

@@ -40,14 +40,20 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What to run: a script, a function in it that makes a step, or a module as `python -m` runs it."""
+    """What to run: a script, a function in it that makes a step, or a module as `python -m` runs it.
+
+    `title` is what it is called, where the path says little.
+    """
 
     path: Path | None
     function: str | None = None
     module: str | None = None
     arguments: tuple[str, ...] = ()
+    title: str | None = None
 
     def __str__(self) -> str:
+        if self.title is not None:
+            return self.title
         name = (
             f"-m {self.module}" if self.module else f"{self.path}:{self.function}" if self.function else str(self.path)
         )

@@ -12,14 +12,18 @@ from mezzotint.cli.output import JsonOption, print_json, progress_console, resul
 from mezzotint.errors import PlanError
 
 if TYPE_CHECKING:
+    from mezzotint.auditing.script import Target
     from mezzotint.plan.plan import Plan
 
 
 def plan(
     context: typer.Context,
     script: Annotated[
-        str, typer.Argument(help="SCRIPT.py, SCRIPT.py:FUNCTION that returns a step, or with -m a module.")
-    ],
+        str | None,
+        typer.Argument(
+            help="SCRIPT.py, SCRIPT.py:FUNCTION that returns a step, or with -m a module.", show_default=False
+        ),
+    ] = None,
     gpu: Annotated[str, typer.Option("--gpu", help="Cards by name, or TOML files, with commas between.")] = "H100",
     policy: Annotated[
         str | None,
@@ -33,6 +37,19 @@ def plan(
     batch: Annotated[
         int | None, typer.Option(min=1, help="The batch size of the script, to say which would fit.")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-config", help="Instead of a script, the config.json of a Hugging Face model.", show_default=False
+        ),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --from-config: tokens of a sequence. Default: the model's, up to 2048."),
+    ] = None,
+    is_checkpointed: Annotated[
+        bool, typer.Option("--checkpointing", help="With --from-config: activation checkpointing.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Where to write the HTML report.")] = Path("mezzotint-plan.html"),
     has_report: Annotated[bool, typer.Option("--report/--no-report", help="Write the HTML report.")] = True,
     trace: Annotated[
@@ -46,11 +63,14 @@ def plan(
     nothing could be planned.
     """
     from mezzotint.auditing.planning import plan_target
-    from mezzotint.auditing.script import parse_target
     from mezzotint.hardware.gpus import find_gpu
     from mezzotint.plan.precision import default_precisions, find_precision
 
-    target = parse_target(script, context.args, is_module=is_module)
+    target = _target(
+        script, context.args, config, batch=batch, length=length, is_checkpointed=is_checkpointed, is_module=is_module
+    )
+    if config is not None:
+        batch = batch or 1
     cards = [find_gpu(name.strip()) for name in gpu.split(",") if name.strip()]
     if not cards:
         raise PlanError("--gpu names no card; try --gpu H100")
@@ -85,6 +105,24 @@ def plan(
             result_console(), plans, price=price, batch=batch, report_path=str(out) if has_report else None
         )  # fmt: skip
     raise typer.Exit(1 if any(one.memory.fits is False for one in plans) else 0)
+
+
+def _target(
+    script: str | None, arguments: Sequence[str], config: Path | None, *, batch: int | None, length: int | None,
+    is_checkpointed: bool, is_module: bool,
+) -> "Target":  # fmt: skip
+    from mezzotint.auditing.planning import config_target
+    from mezzotint.auditing.script import parse_target
+
+    if config is not None:
+        if script is not None:
+            raise PlanError(f"--from-config plans a model without a script; leave out {script}, or --from-config")
+        return config_target(config, batch=batch or 1, length=length, is_checkpointed=is_checkpointed)
+    if script is None:
+        raise PlanError("nothing to plan; name a training script, or a model with --from-config config.json")
+    if length is not None or is_checkpointed:
+        raise PlanError("--length and --checkpointing go with --from-config; a script decides these itself")
+    return parse_target(script, arguments, is_module=is_module)
 
 
 def _payload(plans: "Sequence[Plan]", command: str, price: float | None, report: Path | None) -> dict[str, Any]:

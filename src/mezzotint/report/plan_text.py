@@ -28,7 +28,7 @@ def print_plans(
 def _table(plans: Sequence[Plan], *, price: float | None, batch: int | None, is_narrow: bool) -> Table:
     unit = next((plan.unit for plan in plans if plan.unit), "items")
     table = Table(box=None, pad_edge=False)
-    headings = ["GPU", "precision", "step", "expected, ms", f"{unit}/s", "MFU", "peak", "reserved", "fits"]
+    headings = ["", "step", "expected, ms", f"{unit}/s", "MFU", "peak", "reserved", "fits"]
     left_out = {"MFU", "reserved"} if is_narrow else set()
     if price is not None:
         headings.append(f"per million {unit}")
@@ -36,12 +36,18 @@ def _table(plans: Sequence[Plan], *, price: float | None, batch: int | None, is_
         headings.append("largest batch")
     for heading in headings:
         if heading not in left_out:
-            is_word = heading in ("GPU", "precision", "fits")
-            table.add_column(heading, header_style="bold", justify="left" if is_word else "right")
+            table.add_column(
+                heading,
+                header_style="bold",
+                justify="left" if heading in ("", "fits") else "right",
+                min_width=max(len(plan.run.spec.name) for plan in plans) if not heading else None,
+            )
     last = ""
     for plan in plans:
-        name = plan.run.spec.name
-        cells = ["" if name == last else name, *row(plan)]
+        if plan.run.spec.name != last:
+            last = plan.run.spec.name
+            table.add_row(Text(last, style="bold", no_wrap=True))
+        cells = row(plan)
         if price is not None:
             cost = plan.price_per_million(price)
             cells.append("" if cost is None else f"{cost:.3g}")
@@ -49,7 +55,6 @@ def _table(plans: Sequence[Plan], *, price: float | None, batch: int | None, is_
             most = largest_batch(plan.memory, batch)
             cells.append("" if most is None else str(most))
         table.add_row(*(cell for heading, cell in zip(headings, cells, strict=True) if heading not in left_out))
-        last = name
     return table
 
 
@@ -59,14 +64,20 @@ def row(plan: Plan) -> list[str]:
     rate, share = plan.items_per_second, plan.utilisation
     return [
         plan.precision.name,
-        f"{time.seconds * 1e3:,.4g} ms",
-        f"{time.low * 1e3:,.4g} to {time.high * 1e3:,.4g}{' host' if time.is_host_bound else ''}",
-        "" if rate is None else f"{rate:,.4g}",
+        f"{_three_digits(time.seconds * 1e3)} ms",
+        f"{_three_digits(time.low * 1e3)}-{_three_digits(time.high * 1e3)}{' host' if time.is_host_bound else ''}",
+        "" if rate is None else _three_digits(rate),
         "" if share is None else f"{share:.0%}",
         spell_size(memory.peak_allocated),
         spell_size(memory.peak_reserved),
         {True: "yes", False: "no", None: ""}[memory.fits],
     ]
+
+
+def _three_digits(value: float) -> str:
+    """Return a positive number with three digits that mean something, and never an exponent."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:.3g}"
 
 
 def spell_size(nbytes: int) -> str:

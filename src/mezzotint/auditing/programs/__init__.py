@@ -1,0 +1,1 @@
+"""Training scripts that are planned as a user's would be."""
