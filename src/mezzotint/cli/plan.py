@@ -13,6 +13,7 @@ from mezzotint.errors import PlanError
 
 if TYPE_CHECKING:
     from mezzotint.auditing.script import Target
+    from mezzotint.plan.distributed import DistributedPlan
     from mezzotint.plan.plan import Plan
 
 
@@ -55,6 +56,11 @@ def plan(
     trace: Annotated[
         Path | None, typer.Option(help="Write the planned step as a trace for Perfetto or chrome://tracing.")
     ] = None,
+    world: Annotated[
+        int | None,
+        typer.Option(help="So many cards, extrapolated; each has the script's batch.", show_default=False),
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="With --world: ddp or fsdp.")] = "ddp",
     is_json: JsonOption = False,
 ) -> None:
     """Run an unmodified CUDA training script on a simulated GPU: step time, memory and formats, without the GPU.
@@ -64,6 +70,7 @@ def plan(
     """
     from mezzotint.auditing.planning import plan_target
     from mezzotint.hardware.gpus import find_gpu
+    from mezzotint.plan.distributed import check_world, distribute
     from mezzotint.plan.precision import default_precisions, find_precision
 
     target = _target(
@@ -77,6 +84,8 @@ def plan(
     for card in cards:
         if card.compute_capability is None:
             raise PlanError(f"{card.name} is no CUDA card, and plans follow CUDA's rules; name an NVIDIA one")
+    if world is not None:
+        check_world(world, strategy, cards)
     wanted = [find_precision(name.strip()) for name in policy.split(",")] if policy is not None else None
     for path in (out if has_report else None, trace):
         if path is not None and not os.access(path.resolve().parent, os.W_OK):
@@ -87,6 +96,7 @@ def plan(
             target, cards, lambda card: wanted or default_precisions(card), steps=max(1, steps),
             on_progress=lambda text: status.update(f"planning {text}"),
         )  # fmt: skip
+    several = [distribute(one, world, strategy) for one in plans] if world is not None else []
     if has_report:
         from mezzotint.report.page import write_page
         from mezzotint.report.plan import plan_page
@@ -97,14 +107,15 @@ def plan(
 
         trace.write_text(json.dumps(chrome_trace(plans[0])), encoding="utf-8")
     if is_json:
-        print_json("plan", _payload(plans, str(target), price, out if has_report else None))
+        print_json("plan", _payload(plans, several, str(target), price, out if has_report else None))
     else:
         from mezzotint.report.plan_text import print_plans
 
         print_plans(
-            result_console(), plans, price=price, batch=batch, report_path=str(out) if has_report else None
+            result_console(), plans, several, price=price, batch=batch, report_path=str(out) if has_report else None
         )  # fmt: skip
-    raise typer.Exit(1 if any(one.memory.fits is False for one in plans) else 0)
+    fitting = [one.fits for one in several] or [one.memory.fits for one in plans]
+    raise typer.Exit(1 if False in fitting else 0)
 
 
 def _target(
@@ -125,7 +136,13 @@ def _target(
     return parse_target(script, arguments, is_module=is_module)
 
 
-def _payload(plans: "Sequence[Plan]", command: str, price: float | None, report: Path | None) -> dict[str, Any]:
+def _payload(
+    plans: "Sequence[Plan]",
+    several: "Sequence[DistributedPlan]",
+    command: str,
+    price: float | None,
+    report: Path | None,
+) -> dict[str, Any]:
     from mezzotint.plan.plan import advice, reasons
 
     return {
@@ -154,6 +171,26 @@ def _payload(plans: "Sequence[Plan]", command: str, price: float | None, report:
             for one in plans
         ],
         "reasons": reasons(plans),
+        "distributed": [
+            {
+                "gpu": one.plan.run.spec.name,
+                "precision": one.plan.precision.name,
+                "world": one.world,
+                "strategy": str(one.strategy),
+                "is_extrapolated": True,
+                "step_seconds": one.seconds,
+                "step_seconds_low": one.low,
+                "step_seconds_high": one.high,
+                "communication_seconds": one.communication,
+                "exposed_seconds": one.exposed,
+                "items_per_second": one.items_per_second,
+                "peak_allocated_bytes": one.peak_allocated,
+                "peak_reserved_bytes": one.peak_reserved,
+                "fits": one.fits,
+                "links": one.links.source,
+            }
+            for one in several
+        ],
         "assumed": [
             {"path": path, "line": line, "what": what, "count": count}
             for (path, line, what), count in plans[0].run.assumed.items()

@@ -70,7 +70,7 @@ def _from_file(path: Path) -> DeviceSpec:
     if not isinstance(base, str):
         raise PlanError(f'{path} needs base = "NAME", the known card that it is most like; then give what differs')
     spec = find_gpu(base)
-    changes: dict[str, Any] = {"name": path.stem}
+    changes: dict[str, Any] = {"name": path.stem, "device_names": (*spec.device_names, spec.name)}
     for key, value in data.items():
         changes.update(_change(path, spec, key, value))
     return replace(spec, **changes)

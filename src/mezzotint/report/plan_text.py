@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mezzotint.plan.distributed import DistributedPlan
 from mezzotint.plan.memory import largest_batch
 from mezzotint.plan.plan import Plan, advice, reasons
 
@@ -15,10 +16,18 @@ _WIDE = 110
 
 
 def print_plans(
-    console: Console, plans: Sequence[Plan], *, price: float | None, batch: int | None, report_path: str | None
+    console: Console,
+    plans: Sequence[Plan],
+    several: Sequence[DistributedPlan] = (),
+    *,
+    price: float | None,
+    batch: int | None,
+    report_path: str | None,
 ) -> None:
     """Print the plans of one program; those of one card are neighbours."""
     console.print(_table(plans, price=price, batch=batch, is_narrow=console.width < _WIDE))
+    if several:
+        console.print(_distributed_table(several))
     for line in notes(plans):
         console.print(Text(line), soft_wrap=True)
     if report_path is not None:
@@ -55,6 +64,36 @@ def _table(plans: Sequence[Plan], *, price: float | None, batch: int | None, is_
             most = largest_batch(plan.memory, batch)
             cells.append("" if most is None else str(most))
         table.add_row(*(cell for heading, cell in zip(headings, cells, strict=True) if heading not in left_out))
+    return table
+
+
+def _distributed_table(several: Sequence[DistributedPlan]) -> Table:
+    first = several[0]
+    unit = first.plan.unit or "items"
+    title = f"{first.world} cards, {first.strategy}: extrapolated from one card and its links, not run"
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    for heading in ("", "step", "expected, ms", f"{unit}/s", "exposed", "peak", "fits"):
+        table.add_column(
+            heading,
+            header_style="bold",
+            justify="left" if heading in ("", "fits") else "right",
+            min_width=max(len(one.plan.run.spec.name) for one in several) if not heading else None,
+        )
+    last = ""
+    for one in several:
+        if one.plan.run.spec.name != last:
+            last = one.plan.run.spec.name
+            table.add_row(Text(last, style="bold", no_wrap=True))
+        rate = one.items_per_second
+        table.add_row(
+            one.plan.precision.name,
+            f"{_three_digits(one.seconds * 1e3)} ms",
+            f"{_three_digits(one.low * 1e3)}-{_three_digits(one.high * 1e3)}",
+            "" if rate is None else _three_digits(rate),
+            f"{_three_digits(one.exposed * 1e3)} of {_three_digits(one.communication * 1e3)} ms",
+            spell_size(one.peak_allocated),
+            {True: "yes", False: "no", None: ""}[one.fits],
+        )
     return table
 
 
