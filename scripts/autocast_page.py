@@ -39,7 +39,9 @@ def _versions() -> list[str]:
     paths = sorted(RECORDS.glob("autocast-*.json"), key=lambda path: [int(n) for n in path.stem[9:].split(".")])
     snapshots = [load_snapshot(path) for path in paths]
     lines = ["## Between versions", ""]
-    lines += [f"From snapshots of the builds {', '.join(one.torch for one in snapshots)} (`benchmarks/records/autocast-*`),"]
+    lines += [
+        f"From snapshots of the builds {', '.join(one.torch for one in snapshots)} (`benchmarks/records/autocast-*`),"
+    ]
     lines += ["without overloads for named dimensions:", "", "| from | to | device | operation | before | after |"]
     lines += ["|---|---|---|---|---|---|"]
     for old, new in pairwise(snapshots):
@@ -63,7 +65,13 @@ def _device(snapshot: Snapshot, device: str) -> list[str]:
     lines += [f"| `{name}` | {parts} |" for name, parts in sorted(snapshot.parts[device].items())]
     written = [one for one in differences(snapshot, device) if one.written is not None]
     if written:
-        lines += ["", "Not as torch's documentation has it:", "", "| operation | written | what it does |", "|---|---|---|"]
+        lines += [
+            "",
+            "Not as torch's documentation has it:",
+            "",
+            "| operation | written | what it does |",
+            "|---|---|---|",
+        ]
         lines += [f"| `{one.name}` | {one.written} | {one.found} |" for one in written]
     unwritten = [f"`{one.name}`" for one in differences(snapshot, device) if one.written is None]
     return [*lines, "", f"With a rule, and not in the documentation: {', '.join(unwritten)}.", ""]

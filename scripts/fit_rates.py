@@ -22,7 +22,7 @@ FORMATS = {
     "pure-bf16": "bfloat16",
     "fp8": "float8_e4m3fn",
 }
-FIELDS = ("generation", "overhead_us", "scale", "small_tile", "unaligned", "low", "high", "rows")
+FIELDS = ("generation", "overhead_us", "scale", "small_tile", "unaligned", "busy", "low", "high", "rows")
 
 
 def products() -> list[tuple[object, str, int, float]]:
@@ -47,6 +47,38 @@ def products() -> list[tuple[object, str, int, float]]:
     return found
 
 
+SHAPES = (
+    re.compile(r"(?P<m>\d+)x(?P<k>\d+)x(?P<n>\d+) M x K x N"),
+    re.compile(r"(?P<m>\d+)x(?P<k>\d+) @ \d+x(?P<n>\d+)"),
+)
+
+
+def layers() -> dict[int, float]:
+    """Return, by major generation, the speed of linear layers in a row over what squares measured alone promise.
+
+    Cards of Hopper and later reach their power limit when products follow each other; bfloat16 rows of linear layers
+    of models, forward, median.
+    """
+    from mezzotint.hardware.devices import find_device
+    from mezzotint.hardware.gpus import find_gpu
+    from mezzotint.plan.efficiency import product_time
+
+    found = defaultdict(list)
+    with ROWS.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            text = f"{row['model']} {row['architecture_details']}"
+            shape = next((match for pattern in SHAPES if (match := pattern.search(text))), None)
+            is_forward = "fwd+bwd" not in row["notes"]
+            if shape is None or "scope=op" not in row["notes"] or row["dtype_mode"] != "pure-bf16" or not is_forward:
+                continue
+            card = find_device(row["gpu"]) or find_gpu(row["gpu"])
+            m, k, n = (int(shape[key]) for key in "mkn")
+            promised = product_time(card, "bfloat16", m, n, k, itemsize_in=2, itemsize_out=2, is_busy=False).seconds
+            found[card.compute_capability[0]].append(promised * 1e3 / float(row["value"]))
+            sys.stdout.write(f"{row['id']} {card.name} {m}x{k}x{n}: {found[card.compute_capability[0]][-1]:.2f}\n")
+    return {major: statistics.median(ratios) for major, ratios in found.items()}
+
+
 def error(rates: object, rows: list[tuple[object, str, int, float]]) -> list[float]:
     """Return predicted over measured time of each row."""
     from mezzotint.plan import efficiency
@@ -57,7 +89,14 @@ def error(rates: object, rows: list[tuple[object, str, int, float]]) -> list[flo
         sizes = {"float32": 4, "tfloat32": 4, "float8_e4m3fn": 1}
         return [
             efficiency.product_time(
-                card, name, n, n, n, itemsize_in=sizes.get(name, 2), itemsize_out=max(2, sizes.get(name, 2))
+                card,
+                name,
+                n,
+                n,
+                n,
+                itemsize_in=sizes.get(name, 2),
+                itemsize_out=max(2, sizes.get(name, 2)),
+                is_busy=False,
             ).seconds
             / seconds
             for card, name, n, seconds in rows
@@ -74,7 +113,7 @@ def fit(rows: list[tuple[object, str, int, float]]) -> object:
     for overhead, scale, small in itertools.product(
         (2, 3, 4, 6, 8, 10), (0.85, 0.9, 0.95, 1.0), (0.8, 0.85, 0.9, 0.95)
     ):
-        rates = Rates(overhead * 1e-6, scale, small, UNALIGNED, 1.0, 1.0, len(rows))
+        rates = Rates(overhead * 1e-6, scale, small, UNALIGNED, 1.0, 1.0, 1.0, len(rows))
         off = sorted(abs(ratio - 1) for ratio in error(rates, rows))
         score = off[len(off) // 2] + off[int(len(off) * 0.9)] / 3
         if best is None or score < best[0]:
@@ -101,15 +140,32 @@ def main() -> int:
         rates = fit(rows)
         ratios = sorted(error(rates, rows))
         low, high = 1 / ratios[int(len(ratios) * 0.9)], 1 / ratios[int(len(ratios) * 0.1)]
-        rates = Rates(rates.overhead, rates.scale, rates.small_tile, UNALIGNED, low, high, len(rows))
-        lines.append((generation, rates.overhead * 1e6, rates.scale, rates.small_tile, UNALIGNED, low, high, len(rows)))
+        rates = Rates(rates.overhead, rates.scale, rates.small_tile, UNALIGNED, 1.0, low, high, len(rows))
+        lines.append(
+            [generation, rates.overhead * 1e6, rates.scale, rates.small_tile, UNALIGNED, 1.0, low, high, len(rows)]
+        )
         report(generation, rates, rows)
         left_out(rows)
+    write(lines)
+    busy = layers()  # with the rates that were just written
+    for line in list(lines):
+        if line[0][0].isdigit() and int(line[0].partition(".")[0]) in busy:
+            line[5] = busy.pop(int(line[0].partition(".")[0]))
+        elif line[0] == "all":  # generations without squares of their own
+            lines += [[f"{major}.x", *line[1:5], share, *line[6:]] for major, share in busy.items()]
+    write(lines)
+    return 0
+
+
+def write(lines: list[list[object]]) -> None:
+    """Write the table, and forget what was read of it."""
+    from mezzotint.plan import efficiency
+
     with RATES.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(FIELDS)
         writer.writerows([line[0], *(f"{value:.4g}" for value in line[1:])] for line in lines)
-    return 0
+    efficiency._rates.cache_clear()
 
 
 def report(generation: str, rates: object, rows: list[tuple[object, str, int, float]]) -> None:

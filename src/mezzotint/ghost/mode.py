@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mezzotint.errors import GhostError
+from mezzotint.ghost.access import extra_bytes
 from mezzotint.ghost.faces import Face, Faces
 from mezzotint.ghost.kernels import KERNELS
 from mezzotint.ghost.storages import Storages
@@ -96,6 +97,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.on_causal: Callable[[], object] = int
         self.on_wait: Callable[[], object] = int
         self.on_transfer: Callable[[], object] = int
+        self.on_extra_bytes: Callable[[int], object] = int
         self.workspace_bytes = 0
 
     @classmethod
@@ -163,6 +165,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with torch._C._DisableTorchDispatch():
                 out._ghost_value = reals[0].item()  # type: ignore[attr-defined]
         self._see(out)
+        self._note_access(func, name, args, out)
         return out
 
     def _note(self, name: str, args: Any, kwargs: Any) -> None:
@@ -172,6 +175,13 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.workspace_bytes = 0
         if name in CAUSAL and _is_causal(name, args, kwargs):
             self.on_causal()
+
+    def _note_access(self, func: Any, name: str, args: Any, out: Any) -> None:
+        """Note what strides add to the bytes that an operation moves; products have kernels for each order."""
+        if name not in _PRODUCTS and not func.is_view:
+            extra = extra_bytes(args, out)
+            if extra:
+                self.on_extra_bytes(extra)
 
     def _traits(self, func: Any) -> tuple[str, bool]:
         found = self._names.get(func)

@@ -38,27 +38,34 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Constants of one generation of cards: `overhead` seconds for each product, `tile` efficiencies by elements of a
-    tile relative to the largest, `spread` factors of the interval, `rows` how many measurements they were fitted on."""
+    """Constants of one generation of cards, and how many measurements they were fitted on.
+
+    `overhead` are seconds for each product, `scale` the share of the card's sustained speed that squares reach,
+    `small_tile` the efficiency of a tile of half the size, `unaligned` that of a size off the tensor cores' tile,
+    `busy` the speed of products in a row over that of one measured alone, `low` and `high` factors of the interval.
+    """
 
     overhead: float
     scale: float
     small_tile: float
     unaligned: float
+    busy: float
     low: float
     high: float
     rows: int
 
 
 def product_time(
-    card: DeviceSpec, format_name: str, m: int, n: int, k: int, batch: int = 1, *, itemsize_in: int, itemsize_out: int
-) -> Estimate:
+    card: DeviceSpec, format_name: str, m: int, n: int, k: int, batch: int = 1, *, itemsize_in: int, itemsize_out: int,
+    is_busy: bool = True,
+) -> Estimate:  # fmt: skip
     """Return the time of `batch` products of (m, k) and (k, n), by tiles, waves and bytes.
 
+    `is_busy`: one of many, on a card at its power limit, as in a training step; else measured alone.
     Raises PlanError for a format that the card has not got.
     """
     rates = rates_of(card)
-    speed = sustained(card, format_name) * rates.scale
+    speed = sustained(card, format_name) * rates.scale * (rates.busy if is_busy else 1.0)
     if not min(m, n, k, batch):
         return Estimate(_MIN_KERNEL, _MIN_KERNEL, _MIN_KERNEL, "launch")
     step = _ALIGNMENT.get(format_name, 1)
@@ -67,7 +74,7 @@ def product_time(
     processors = num_multiprocessors(card)
     best = min(_tiled(m, n, k, batch, tile, speed, processors, rates) for tile in _TILES)
     nbytes = batch * ((m * k + k * n) * itemsize_in + m * n * itemsize_out)
-    moved = nbytes / bandwidth(card, nbytes)
+    moved = nbytes / bandwidth(card)
     wall = "compute" if best >= moved else "memory"
     seconds = max(best, moved) + rates.overhead
     if rates.overhead > max(best, moved):
@@ -87,9 +94,13 @@ def _tiled(
     return waves * 2 * rows * columns * (k / splits) / (speed / processors * efficiency)
 
 
-def memory_time(card: DeviceSpec, nbytes: int) -> Estimate:
-    """Return the time of a kernel that reads and writes so many bytes: elementwise, reductions, copies."""
-    seconds = nbytes / bandwidth(card, nbytes) + _MIN_KERNEL
+def memory_time(card: DeviceSpec, nbytes: int, cached: int = 0) -> Estimate:
+    """Return the time of a kernel that reads and writes so many bytes, `cached` of them in the L2 cache.
+
+    Elementwise kernels, reductions, copies.
+    """
+    cached = min(cached, nbytes)
+    seconds = (nbytes - cached + cached / _cache_speedup(card)) / bandwidth(card) + _MIN_KERNEL
     wall = "memory" if seconds > 2 * _MIN_KERNEL else "launch"
     return Estimate(seconds, seconds * 0.85, seconds * 1.2, wall)
 
@@ -182,14 +193,22 @@ def _share(capability: tuple[int, int], format_name: str) -> float:
     return shares[len(shares) // 2] if shares else _DEFAULT_SHARE
 
 
-def bandwidth(card: DeviceSpec, nbytes: int = 1 << 40) -> float:
-    """Return bytes per second for a kernel that moves `nbytes`; what fits a quarter of L2 moves twice as fast."""
+# L2 over memory bandwidth, as elementwise kernels reach them: V100 2,048 and A100 5,120 bytes a clock (A100
+# whitepaper), two thirds of it reached; RTX 4090 5 TB/s and H100 5.6 TB/s by published microbenchmarks
+_CACHE_SPEEDUPS = {(7, 0): 2.4, (7, 5): 2.4, (8, 0): 3.1, (8, 6): 2.0, (8, 9): 4.0, (9, 0): 1.9}
+
+
+def _cache_speedup(card: DeviceSpec) -> float:
+    return _CACHE_SPEEDUPS.get(card.compute_capability or AMPERE, 2.0)
+
+
+def bandwidth(card: DeviceSpec) -> float:
+    """Return bytes per second of memory, as kernels reach it."""
     speed = card.achieved_bandwidth_bytes_per_second
     published = card.bandwidth_bytes_per_second
     if published is None and speed is None:
         raise PlanError(f"no source states the bandwidth of {card.name}; give bandwidth_gb_per_second in a TOML file")
-    found = max(speed or 0.0, _BANDWIDTH_SHARE * (published or 0.0))
-    return 2 * found if card.l2_bytes and nbytes < card.l2_bytes // 4 else found
+    return max(speed or 0.0, _BANDWIDTH_SHARE * (published or 0.0))
 
 
 def num_multiprocessors(card: DeviceSpec) -> int:
@@ -201,7 +220,7 @@ def rates_of(card: DeviceSpec) -> Rates:
     """Return the fitted constants for a card's generation, those of all cards where it has none."""
     table = _rates()
     major, minor = card.compute_capability or AMPERE
-    return table.get(f"{major}.{minor}", table["all"])
+    return table.get(f"{major}.{minor}") or table.get(f"{major}.x") or table["all"]
 
 
 @cache
@@ -213,6 +232,7 @@ def _rates() -> dict[str, Rates]:
             scale=float(row["scale"]),
             small_tile=float(row["small_tile"]),
             unaligned=float(row["unaligned"]),
+            busy=float(row["busy"]),
             low=float(row["low"]),
             high=float(row["high"]),
             rows=int(row["rows"]),

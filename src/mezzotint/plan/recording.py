@@ -20,7 +20,8 @@ class GhostRun:
 
     `memory` are allocations and releases in order; `owners` says which storages are weights, gradients or optimizer
     states; `causal` are the attention operations with a causal mask, `waits` those that ask the GPU for a number,
-    `transfers` copies between the host's memory and the card's.
+    `transfers` copies between the host's memory and the card's; `extra_bytes` what operations move beyond their
+    elements because of strides, where that is not 0.
     `has_tf32_products` and `has_tf32_convolutions` are torch's switches as the program left them. `assumed` counts
     answers without knowledge by (file, line, what).
     """
@@ -32,6 +33,7 @@ class GhostRun:
     causal: frozenset[int]
     waits: frozenset[int]
     transfers: frozenset[int]
+    extra_bytes: Mapping[int, int]
     has_tf32_products: bool
     has_tf32_convolutions: bool
     compiled: tuple[str, ...]
@@ -78,6 +80,7 @@ class Recording:
             causal=frozenset(self.gpu.causal),
             waits=frozenset(self.gpu.waits),
             transfers=frozenset(self.gpu.transfers),
+            extra_bytes=dict(self.gpu.extra_bytes),
             has_tf32_products=self._switches[0],
             has_tf32_convolutions=self._switches[1],
             compiled=tuple(dict.fromkeys(self.gpu.compiled)),

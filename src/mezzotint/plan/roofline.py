@@ -8,10 +8,11 @@ and move only what enters and leaves it.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mezzotint.hardware.devices import DeviceSpec
 from mezzotint.plan import efficiency
+from mezzotint.plan.cache import Cache
 from mezzotint.plan.costs import Cost, Work, cost_of
 from mezzotint.plan.efficiency import Estimate
 from mezzotint.plan.recording import GhostRun
@@ -96,17 +97,22 @@ def plan_time(
     first = (steps[-1].first if steps else 0) if first is None else first
     end = (steps[-1].end if steps else len(run.trace.operations)) if end is None else end
     operations = [one for one in run.trace.operations[first:end] if one.error is None]
-    prices: dict[tuple[int, bool, bool], tuple[Cost, Estimate]] = {}
+    prices: dict[tuple[int, bool, bool, int, int], tuple[Cost, Estimate]] = {}
     kernels: list[tuple[Operation, Cost, Estimate]] = []
+    cache = Cache(run.spec)
     for operation in operations:
         call, is_causal, is_transfer = operation.call, operation.index in run.causal, operation.index in run.transfers
-        key = call.index, is_causal, is_transfer
+        extra = run.extra_bytes.get(operation.index, 0)
+        cached = 0 if call.kind is Kind.VIEW else cache.hits(operation)
+        key = call.index, is_causal, is_transfer, extra, cached
         if key not in prices:
             cost = cost_of(call)
             if is_transfer:
                 nbytes = sum(meta.nbytes for meta in call.outputs)
                 cost = Cost(work=Work.TRANSFER, format=cost.format, nbytes=nbytes)
-            prices[key] = cost, _price(run, call, cost, is_causal=is_causal, has_fp8=has_fp8)
+            elif extra and cost.work is Work.BYTES:
+                cost = replace(cost, nbytes=max(0, cost.nbytes + extra))
+            prices[key] = cost, _price(run, call, cost, is_causal=is_causal, has_fp8=has_fp8, cached=cached)
         kernels.append((operation, *prices[key]))
     if run.is_compiled:
         kernels = _fused(run.spec, kernels)
@@ -195,7 +201,7 @@ def _clock(
     return ends[1] - ends[0], issue / 2
 
 
-def _price(run: GhostRun, call: Call, cost: Cost, *, is_causal: bool, has_fp8: bool) -> Estimate:
+def _price(run: GhostRun, call: Call, cost: Cost, *, is_causal: bool, has_fp8: bool, cached: int) -> Estimate:
     card = run.spec
     nothing = Estimate(0.0, 0.0, 0.0, "none")
     if cost.work is Work.NOTHING:
@@ -234,7 +240,7 @@ def _price(run: GhostRun, call: Call, cost: Cost, *, is_causal: bool, has_fp8: b
     if cost.work is Work.RECURRENT:
         seconds = cost.flops / (0.4 * efficiency.sustained(card, format_name)) + cost.kernels * 4e-6
         return Estimate(seconds, 0.5 * seconds, 2 * seconds, "compute")
-    found = efficiency.memory_time(card, cost.nbytes)
+    found = efficiency.memory_time(card, cost.nbytes, cached)
     extra = (cost.kernels - 1) * 1.5e-6
     return Estimate(found.seconds + extra, found.low + extra, found.high + extra, found.wall)
 
@@ -308,12 +314,5 @@ def _as_one(
         share = own.seconds / total
         part = Estimate(estimate.seconds * share, estimate.low * share, estimate.high * share, estimate.wall)
         kernels = 1 if index == 0 else 0
-        out.append((operation, _with_kernels(cost, kernels), part))
+        out.append((operation, replace(cost, kernels=kernels), part))
     return out
-
-
-def _with_kernels(cost: Cost, kernels: int) -> Cost:
-    return Cost(
-        work=cost.work, format=cost.format, nbytes=cost.nbytes, flops=cost.flops, products=cost.products,
-        groups=cost.groups, head_size=cost.head_size, kernels=kernels, has_formula=cost.has_formula,
-    )  # fmt: skip
