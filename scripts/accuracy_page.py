@@ -55,12 +55,36 @@ def page() -> str:
             for one in time
         ),
         "",
+        *_several(),
         "## Sources",
         "",
         *(f"- {source}" for source in sorted({one["source"] for one in record["results"]})),
         "",
     ]
     return "\n".join(lines)
+
+
+def _several() -> list[str]:
+    """Return the section about several cards, from the newest record."""
+    path = max((ROOT / "benchmarks" / "records").glob("plan_distributed-*.json"))
+    record = json.loads(path.read_text(encoding="utf-8"))
+    unit = {"tokens_per_s_per_gpu": "tokens/s of a card", "peak_memory_GiB": "peak, GiB (allocated to reserved)"}
+    return [
+        "## Several cards",
+        "",
+        f"Extrapolated (`--world`), from `{path.relative_to(ROOT)}`: FSDP2 in torchtitan's eager runs against Hugging Face's",
+        "models of the same shapes, all such rows. Three programs are no statistics.",
+        "",
+        "| row | model | cards | batch x length | checkpointing | what | measured | planned | interval |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {one['id']} | {one['model']} | {one['world']} x {one['gpu']} | {one['batch']} x {one['length']} | "
+            f"{one['checkpointing']} | {unit[one['metric']]} | {one['measured']:,.4g} | {one['planned']:,.4g} | "
+            f"{one['low']:,.4g} to {one['high']:,.4g} |"
+            for one in record["results"]
+        ),
+        "",
+    ]
 
 
 def _cells(one: dict[str, Any]) -> str:

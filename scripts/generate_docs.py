@@ -17,6 +17,7 @@ import audit_example
 import autocast_page
 import claims
 import cpu_page
+import plan_example
 import rules_page
 from rich.console import Console
 
@@ -122,14 +123,19 @@ def policy_rows() -> str:
 def filled(text: str) -> str:
     """Return `text` with its generated parts made anew."""
     blocks = {
-        "demo": demo_block(),
-        "avx2": avx2_sentence(),
-        "policies": policy_rows(),
-        "kernels": kernels_block(),
-        "audit": audit_example.block(),
-        "audit cost": audit_example.cost_block(),
+        "demo": demo_block,
+        "avx2": avx2_sentence,
+        "policies": policy_rows,
+        "kernels": kernels_block,
+        "audit": audit_example.block,
+        "audit cost": audit_example.cost_block,
+        "plan": plan_example.block,
+        "plan world": plan_example.world_block,
     }
-    for mark, block in blocks.items():
+    for mark, make in blocks.items():
+        if f"<!-- {mark} -->" not in text:
+            continue
+        block = make()
         pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
         text = pattern.sub(lambda match, b=block: f"{match[1]}\n{b}\n\n{match[2]}", text)
     return text
@@ -193,6 +199,7 @@ def pages() -> dict[Path, str]:
     return {
         README: filled(README.read_text(encoding="utf-8")),
         ROOT / "docs" / "audit.md": filled((ROOT / "docs" / "audit.md").read_text(encoding="utf-8")),
+        ROOT / "docs" / "plan.md": filled((ROOT / "docs" / "plan.md").read_text(encoding="utf-8")),
         ROOT / "docs" / "accuracy.md": accuracy_page.page(),
         ROOT / "docs" / "autocast.md": autocast_page.page(),
         ROOT / "docs" / "formats.md": formats_page(),

@@ -98,7 +98,8 @@ def distribute(plan: Plan, world: int, strategy: str) -> DistributedPlan:
     saved = _update_seconds(plan) * (1 - 1 / world) if kind is Strategy.FSDP else 0.0
     single = plan.time
     base = max(single.seconds - saved, 0.0)
-    allocated, spare = _memory(plan, weights, world, kind), plan.memory.peak_reserved - plan.memory.peak_allocated
+    allocated = _memory(plan, weights, world, kind)
+    unused = plan.memory.peak_reserved / max(1, plan.memory.peak_allocated)  # what the allocator keeps and cannot use
     return DistributedPlan(
         plan=plan,
         world=world,
@@ -110,7 +111,7 @@ def distribute(plan: Plan, world: int, strategy: str) -> DistributedPlan:
         communication=communication,
         exposed=exposed,
         peak_allocated=allocated,
-        peak_reserved=allocated + max(0, spare),
+        peak_reserved=int(allocated * max(1.0, unused)),
     )
 
 

@@ -116,7 +116,7 @@ def plan_time(
         kernels.append((operation, *prices[key]))
     if run.is_compiled:
         kernels = _fused(run.spec, kernels)
-    return _total(run, kernels, host)
+    return _total(run, kernels, host, _steady_waits(run, first, end))
 
 
 class _Seconds(dict[str, float]):
@@ -130,7 +130,28 @@ class _Seconds(dict[str, float]):
         return {key: value / total for key, value in sorted(self.items(), key=lambda item: -item[1])}
 
 
-def _total(run: GhostRun, kernels: Sequence[tuple[Operation, Cost, Estimate]], host: Host) -> TimePlan:
+def _steady_waits(run: GhostRun, first: int, end: int) -> frozenset[int]:
+    """Return the waits of a usual step.
+
+    What follows an update counts to the next step. A loss that is printed after the first step, and not after the one
+    that is planned, is printed now and then: the planned step is taken without.
+    """
+    operations = run.trace.operations
+
+    def begin(index: int) -> int:
+        while index < len(operations) and operations[index].call.phase is not Phase.FORWARD:
+            index += 1
+        return index
+
+    inside = frozenset(wait for wait in run.waits if begin(first) <= wait < end)
+    is_known = end < len(operations)
+    is_again = any(end <= wait < begin(end) for wait in run.waits)
+    return run.waits if is_again or not is_known else inside
+
+
+def _total(
+    run: GhostRun, kernels: Sequence[tuple[Operation, Cost, Estimate]], host: Host, waits: frozenset[int]
+) -> TimePlan:
     counts: Counter[tuple[int, float]] = Counter()
     examples: dict[tuple[int, float], tuple[Call, Cost, Estimate]] = {}
     walls, works, uncovered = _Seconds(), _Seconds(), _Seconds()
@@ -150,7 +171,7 @@ def _total(run: GhostRun, kernels: Sequence[tuple[Operation, Cost, Estimate]], h
         counts[key] += 1
         examples[key] = operation.call, cost, estimate
     clock = [
-        _clock(kernels, host, *ends, is_compiled=run.is_compiled, waits=run.waits)
+        _clock(kernels, host, *ends, is_compiled=run.is_compiled, waits=waits)
         for ends in ((1.0, 0), (host.fast, -1), (host.slow, 1))
     ]
     return TimePlan(
@@ -168,7 +189,7 @@ def _total(run: GhostRun, kernels: Sequence[tuple[Operation, Cost, Estimate]], h
         uncovered=uncovered.shares(1.0),
         flops=flops,
         num_launches=launches,
-        num_waits=sum(operation.index in run.waits for operation, _, _ in kernels),
+        num_waits=sum(operation.index in waits for operation, _, _ in kernels),
     )
 
 
