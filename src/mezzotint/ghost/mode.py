@@ -35,6 +35,7 @@ MAX_REAL = 4096
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
 _GHOST = torch.device("cuda", 0)
+_CONVOLUTIONS = {"convolution": 0, "convolution_backward": 1}  # and where the input is, before the weight
 _PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "_grouped_mm"})
 _COPIES = frozenset({"_to_copy", "copy_"})
 CAUSAL = {
@@ -97,6 +98,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.on_causal: Callable[[], object] = int
         self.on_wait: Callable[[], object] = int
         self.on_transfer: Callable[[], object] = int
+        self.on_channels_last: Callable[[], object] = int
         self.on_extra_bytes: Callable[[int], object] = int
         self.workspace_bytes = 0
 
@@ -173,6 +175,8 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _PRODUCTS and self.workspace_bytes:
             self._storages.add_workspace(self.workspace_bytes)
             self.workspace_bytes = 0
+        if name in _CONVOLUTIONS and _is_channels_last(*args[_CONVOLUTIONS[name] : _CONVOLUTIONS[name] + 2]):
+            self.on_channels_last()
         if name in CAUSAL and _is_causal(name, args, kwargs):
             self.on_causal()
 
@@ -253,6 +257,15 @@ def _crosses(name: str, args: Any, device: torch.device | None) -> bool:
     source = args[1] if name == "copy_" and len(args) > 1 else args[0]
     target = _device_of(args[0]) if name == "copy_" else device
     return target is not None and isinstance(source, Tensor) and _device_of(source).type != target.type
+
+
+def _is_channels_last(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution runs with the channels last: where its input or its weight is stored so."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    memory_format = formats.get(x.dim())
+    return memory_format is not None and any(
+        not one.is_contiguous() and one.is_contiguous(memory_format=memory_format) for one in (x, weight)
+    )
 
 
 def _is_causal(name: str, args: Any, kwargs: Any) -> bool:

@@ -1,6 +1,7 @@
 """What an operation asks of a card: a product, a convolution, fused attention, or bytes; from shapes alone.
 
-What has no formula is counted as the bytes it reads and writes, which is a lower bound, and named as uncovered.
+What has no formula is counted as the bytes it reads and writes, which is a lower bound, and named as uncovered; so are
+recurrent layers, whose speed is a guess.
 """
 
 from collections.abc import Sequence
@@ -188,5 +189,5 @@ def _recurrent(call: Call) -> Cost:
     factor = 4 if call.name.endswith("backward") else 2
     return Cost(
         work=Work.RECURRENT, format=x.dtype, nbytes=call.nbytes, flops=factor * steps * total,
-        kernels=2 * (x.shape[1] if len(x.shape) == 3 else 1),
+        kernels=2 * (x.shape[1] if len(x.shape) == 3 else 1), has_formula=False,
     )  # fmt: skip

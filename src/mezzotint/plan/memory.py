@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from mezzotint.ghost.allocator import CachingAllocator
 from mezzotint.ghost.owners import GRADIENTS, STATES, WEIGHTS
 from mezzotint.ghost.storages import MemoryEvent
-from mezzotint.hardware.devices import DeviceSpec
 from mezzotint.plan.recording import GhostRun
 from mezzotint.trace.record import Kind, Operation, Phase
 
@@ -245,6 +244,3 @@ def _thinned(points: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[tuple[int, 
         max(points[start : start + stretch], key=lambda point: sum(point[1]))
         for start in range(0, len(points), stretch)
     )
-
-
-__all__ = ["CLASSES", "STATES", "DeviceSpec", "Holder", "MemoryPlan", "largest_batch", "plan_memory"]

@@ -19,9 +19,9 @@ class GhostRun:
     """What a program did on a ghost GPU.
 
     `memory` are allocations and releases in order; `owners` says which storages are weights, gradients or optimizer
-    states; `causal` are the attention operations with a causal mask, `waits` those that ask the GPU for a number,
-    `transfers` copies between the host's memory and the card's; `extra_bytes` what operations move beyond their
-    elements because of strides, where that is not 0.
+    states. Sets of operations by index: `causal` attention with a causal mask, `waits` for a number from the GPU,
+    `transfers` between the host's memory and the card's, convolutions with `channels_last`. `extra_bytes` is what
+    operations move beyond their elements because of strides, where that is not 0.
     `has_tf32_products` and `has_tf32_convolutions` are torch's switches as the program left them. `assumed` counts
     answers without knowledge by (file, line, what).
     """
@@ -33,6 +33,7 @@ class GhostRun:
     causal: frozenset[int]
     waits: frozenset[int]
     transfers: frozenset[int]
+    channels_last: frozenset[int]
     extra_bytes: Mapping[int, int]
     has_tf32_products: bool
     has_tf32_convolutions: bool
@@ -80,6 +81,7 @@ class Recording:
             causal=frozenset(self.gpu.causal),
             waits=frozenset(self.gpu.waits),
             transfers=frozenset(self.gpu.transfers),
+            channels_last=frozenset(self.gpu.channels_last),
             extra_bytes=dict(self.gpu.extra_bytes),
             has_tf32_products=self._switches[0],
             has_tf32_convolutions=self._switches[1],

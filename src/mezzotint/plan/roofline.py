@@ -9,6 +9,7 @@ and move only what enters and leaves it.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from mezzotint.hardware.devices import DeviceSpec
 from mezzotint.plan import efficiency
@@ -88,6 +89,27 @@ class TimePlan:
         return self.flops / self.seconds / peak if peak and self.seconds else None
 
 
+class _Facts(NamedTuple):
+    """What an operation's price depends on beside its call."""
+
+    is_causal: bool
+    is_transfer: bool
+    is_channels_last: bool
+    extra_bytes: int
+    cached: int
+
+
+def _facts(run: GhostRun, operation: Operation, cache: Cache) -> _Facts:
+    index = operation.index
+    return _Facts(
+        is_causal=index in run.causal,
+        is_transfer=index in run.transfers,
+        is_channels_last=index in run.channels_last,
+        extra_bytes=run.extra_bytes.get(index, 0),
+        cached=0 if operation.call.kind is Kind.VIEW else cache.hits(operation),
+    )
+
+
 def plan_time(
     run: GhostRun, *, first: int | None = None, end: int | None = None, host: Host | None = None, has_fp8: bool = False
 ) -> TimePlan:
@@ -97,23 +119,20 @@ def plan_time(
     first = (steps[-1].first if steps else 0) if first is None else first
     end = (steps[-1].end if steps else len(run.trace.operations)) if end is None else end
     operations = [one for one in run.trace.operations[first:end] if one.error is None]
-    prices: dict[tuple[int, bool, bool, int, int], tuple[Cost, Estimate]] = {}
+    prices: dict[tuple[int, _Facts], tuple[Cost, Estimate]] = {}
     kernels: list[tuple[Operation, Cost, Estimate]] = []
     cache = Cache(run.spec)
     for operation in operations:
-        call, is_causal, is_transfer = operation.call, operation.index in run.causal, operation.index in run.transfers
-        extra = run.extra_bytes.get(operation.index, 0)
-        cached = 0 if call.kind is Kind.VIEW else cache.hits(operation)
-        key = call.index, is_causal, is_transfer, extra, cached
-        if key not in prices:
+        call, facts = operation.call, _facts(run, operation, cache)
+        if (call.index, facts) not in prices:
             cost = cost_of(call)
-            if is_transfer:
+            if facts.is_transfer:
                 nbytes = sum(meta.nbytes for meta in call.outputs)
                 cost = Cost(work=Work.TRANSFER, format=cost.format, nbytes=nbytes)
-            elif extra and cost.work is Work.BYTES:
-                cost = replace(cost, nbytes=max(0, cost.nbytes + extra))
-            prices[key] = cost, _price(run, call, cost, is_causal=is_causal, has_fp8=has_fp8, cached=cached)
-        kernels.append((operation, *prices[key]))
+            elif facts.extra_bytes and cost.work is Work.BYTES:
+                cost = replace(cost, nbytes=max(0, cost.nbytes + facts.extra_bytes))
+            prices[call.index, facts] = cost, _price(run, call, cost, facts, has_fp8=has_fp8)
+        kernels.append((operation, *prices[call.index, facts]))
     if run.is_compiled:
         kernels = _fused(run.spec, kernels)
     return _total(run, kernels, host, _steady_waits(run, first, end))
@@ -222,7 +241,7 @@ def _clock(
     return ends[1] - ends[0], issue / 2
 
 
-def _price(run: GhostRun, call: Call, cost: Cost, *, is_causal: bool, has_fp8: bool, cached: int) -> Estimate:
+def _price(run: GhostRun, call: Call, cost: Cost, facts: _Facts, *, has_fp8: bool) -> Estimate:
     card = run.spec
     nothing = Estimate(0.0, 0.0, 0.0, "none")
     if cost.work is Work.NOTHING:
@@ -248,20 +267,20 @@ def _price(run: GhostRun, call: Call, cost: Cost, *, is_causal: bool, has_fp8: b
         for product in cost.products:
             one = efficiency.convolution_time(
                 card, format_name, product.m, product.n, product.k, groups=product.batch,
-                is_channels_last=False, nbytes=cost.nbytes // len(cost.products), itemsize=itemsize,
+                is_channels_last=facts.is_channels_last, nbytes=cost.nbytes // len(cost.products), itemsize=itemsize,
             )  # fmt: skip
             found = _sum(one, found)
         return found
     if cost.work is Work.ATTENTION:
         kind = next(one for one in ("flash", "efficient", "cudnn") if one in call.name)
         return efficiency.attention_time(
-            card, format_name, kind, cost.flops, cost.head_size, is_causal=is_causal,
+            card, format_name, kind, cost.flops, cost.head_size, is_causal=facts.is_causal,
             is_backward=call.name.endswith("backward"),
         )  # fmt: skip
-    if cost.work is Work.RECURRENT:
+    if cost.work is Work.RECURRENT:  # a guess, and reported as one: no published figure was found
         seconds = cost.flops / (0.4 * efficiency.sustained(card, format_name)) + cost.kernels * 4e-6
         return Estimate(seconds, 0.5 * seconds, 2 * seconds, "compute")
-    found = efficiency.memory_time(card, cost.nbytes, cached)
+    found = efficiency.memory_time(card, cost.nbytes, facts.cached)
     extra = (cost.kernels - 1) * 1.5e-6
     return Estimate(found.seconds + extra, found.low + extra, found.high + extra, found.wall)
 

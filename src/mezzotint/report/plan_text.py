@@ -141,8 +141,8 @@ def notes(plans: Sequence[Plan]) -> list[str]:
     uncovered = first.time.uncovered
     if uncovered:
         lines.append(
-            f"counted by their bytes alone, {sum(uncovered.values()) / (first.time.gpu or 1):.1%} of GPU time: "
-            f"{', '.join(list(uncovered)[:_MAX_LINES])}"
+            f"without a formula of their own (bytes, or a guess): {', '.join(list(uncovered)[:_MAX_LINES])}, "
+            f"{sum(uncovered.values()) / (first.time.gpu or 1):.1%} of GPU time"
         )
     assumed = sorted(first.run.assumed.items(), key=lambda item: -item[1])
     for (path, line, what), count in assumed[:_MAX_LINES]:
