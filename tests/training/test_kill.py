@@ -44,7 +44,7 @@ def losses(run: Path) -> list[tuple[int, float, float | None]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(800)
 @pytest.mark.parametrize("policy", ["bf16-mixed"])
 def test_killed_twenty_times_the_losses_are_those_of_the_uninterrupted_run(tmp_path: Path, policy: str) -> None:
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
