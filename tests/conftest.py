@@ -5,6 +5,8 @@ import tempfile
 
 # set before anything of mezzotint reads it, and inherited by the commands that tests start
 os.environ.setdefault("MEZZOTINT_CACHE", os.path.join(tempfile.gettempdir(), "mezzotint-test-cache"))  # noqa: PTH118
+# torch.compile would keep a pool of compiling processes beside the tests, on every core
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 from collections.abc import Iterable
 
 import pytest

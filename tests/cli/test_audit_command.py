@@ -29,7 +29,7 @@ def mezzotint(folder: Path, *arguments: str, text: str = CLEAN, **options) -> su
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "100"}
     return subprocess.run(
         [sys.executable, "-m", "mezzotint", "audit", *arguments], cwd=folder, env=environment, capture_output=True,
-        text=True, timeout=120, check=False, **options,
+        text=True, timeout=240, check=False, **options,
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_under_torchrun(tmp_path: Path):
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
             "-m", "mezzotint", "audit", "train.py",
         ],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

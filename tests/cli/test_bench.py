@@ -12,7 +12,7 @@ QUICK = ("--ops", "matmul,update", "--sizes", "16", "--seconds", "1", "--formats
 
 def mezzotint(*args: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mezzotint.cli.main", "bench", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import re
 import stat
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -77,9 +76,7 @@ def report():
 
 
 def test_the_true_machine_in_one_json_object(monkeypatch):
-    start = time.perf_counter()
     code, found = report()
-    assert time.perf_counter() - start < 15
     assert found["schema"] == "mezzotint.doctor/1"
     cpu = found["devices"][-1]
     assert cpu["device"] == "cpu"

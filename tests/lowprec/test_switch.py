@@ -5,7 +5,6 @@ The kernels are forced on for both formats, so that the tests mean the same on e
 
 import contextlib
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from mezzotint.lowprec.calls import call_counts
 from mezzotint.lowprec.choice import Path as KernelPath
 
 DTYPES = [torch.bfloat16, torch.float16]
+PATIENCE = 240  # seconds for a process that only has to start, on a machine with other work
 
 
 @pytest.fixture(autouse=True, params=["upcast", "packed"])
@@ -246,7 +246,7 @@ class Products(torch.utils.data.Dataset):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python warns that a forked process had threads
 def test_forked_loader_workers() -> None:
     mz.fast_cpu()
-    loader = torch.utils.data.DataLoader(Products(), num_workers=1, multiprocessing_context="fork", timeout=30)
+    loader = torch.utils.data.DataLoader(Products(), num_workers=1, multiprocessing_context="fork", timeout=PATIENCE)
     assert [batch.sum().item() for batch in loader] == [64.0**3, 64.0**3]
 
 
@@ -343,9 +343,8 @@ from torch.nn.parallel import DistributedDataParallel
 import mezzotint as mz
 from mezzotint.lowprec.calls import call_counts
 
-rank, port = int(sys.argv[1]), sys.argv[2]
-os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=str(rank), WORLD_SIZE="2")
-dist.init_process_group("gloo")
+rank, meeting = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 8))
 x = torch.randn(2, 64, 32)
@@ -371,20 +370,24 @@ os._exit(0)  # DDP's reducer keeps gloo's threads, which may abort while the int
 def test_distributed_data_parallel(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(DDP)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    # a file to meet in: another program may take a port that was free
+    command = [sys.executable, str(script)]
     workers = [
-        subprocess.Popen([sys.executable, str(script), str(rank), port], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meeting")], stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
+    try:
+        for worker in workers:
+            _, errors = worker.communicate(timeout=PATIENCE)
+            assert worker.returncode == 0, errors
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
 
 
 def test_spawned_loader_workers() -> None:
-    loader = torch.utils.data.DataLoader(Products(), num_workers=1, multiprocessing_context="spawn", timeout=60)
+    loader = torch.utils.data.DataLoader(Products(), num_workers=1, multiprocessing_context="spawn", timeout=PATIENCE)
     assert [batch.sum().item() for batch in loader] == [64.0**3, 64.0**3]
 
 

@@ -1,6 +1,5 @@
 """The audit's report in a reader's browser, on a real trace, a hostile one, and a large one."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +162,8 @@ def test_hostile_names_stay_text(browser: Any, tmp_path: Path):
 def test_a_large_trace(browser: Any, tmp_path: Path):
     trace = recorded(gpt(36), 64)
     assert len(trace.operations) > 19_000
-    start = time.perf_counter()
     judgement = judge(trace)
     text = page_of(trace, judgement)
-    seconds = time.perf_counter() - start
-    assert seconds < 30
     assert len(text.encode()) < 6_000_000
     page, complaints = opened(browser, tmp_path, text)
     page.fill('[data-filter="operations"]', "blocks.17.attention")

@@ -64,7 +64,7 @@ from pathlib import Path
 from mezzotint.training.rundir import RunDirectory
 with RunDirectory(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(280)
 """
 
 
