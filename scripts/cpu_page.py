@@ -44,7 +44,8 @@ with mz.fast_cpu():
 | operations | how |
 |---|---|
 | `mm`, `bmm`, `addmm`, `baddbmm`, `_grouped_mm` from half a million multiplications on, and what is made of them: linear layers, `matmul`, `einsum`, plain attention, cells of RNNs | a kernel of ours that widens 16 bits to float32 while it packs, sums in float32, and rounds what is still in cache; on torch's own threads |
-| smaller products, `addbmm`, in-place sums; convolutions of any kind; fused attention (bfloat16's forward aside); LSTM layers where torch leaves them to oneDNN, which its flags decide ("product by product" below is the other case) | torch's float32 kernel on converted operands, rounded once |
+| smaller products, `addbmm`, in-place sums; convolutions of any kind; fused attention (bfloat16's forward aside); LSTM layers on float32 inputs under autocast, which torch leaves to oneDNN (what it keeps for backward is as large as in float32) | torch's float32 kernel on converted operands, rounded once |
+| LSTMs on 16-bit inputs of one dtype, or under autocast to it, without projection or packed sequences | products as above, gates and cells in float32, each layer recorded as one operation that keeps 16 bits; cannot be differentiated twice, as in float32. Torch would make them of products and small operations ("product by product" below) |
 | everything else: norms, softmax, losses, pooling, embedding, elementwise operations, reductions, `mv`, `dot` | torch's own kernel, whose 16-bit versions cost at most about twice float32's time |
 
 The packing kernel needs AVX2 with FMA, AVX-512 or NEON, and, on several threads, the OpenMP library (libgomp) that

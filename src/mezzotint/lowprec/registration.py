@@ -1,8 +1,9 @@
 """Registers our CPU kernels with torch's dispatcher, once per process, for the life of the process.
 
 They sit at the CPU key, below autograd, so saved tensors stay compact, and backward, checkpointing, vmap and inference
-mode are served alike. Taking a kernel away while another thread runs it crashes the process: the gate is what opens
-and shuts.
+mode are served alike; those of operations that torch makes of others sit at autograd's key as well, since they bring
+their own gradients. Taking a kernel away while another thread runs it crashes the process: the gate is what opens and
+shuts.
 """
 
 import warnings
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mezzotint.lowprec import attention, convolution, products, recurrent
+from mezzotint.lowprec import attention, convolution, lstm, products, recurrent
 
 _libraries: list[torch.library.Library] = []
 _registered: set[str] = set()
@@ -22,6 +23,8 @@ def register() -> None:
     """Register the kernels of all operations but the `out=` overloads."""
     rooms = (products, attention, convolution, recurrent)
     _register("operations", (name for room in rooms for name in room.ORIGINALS), *(room.kernels for room in rooms))
+    for key in ("CPU", "AutogradCPU"):
+        _register(f"composites of {key}", (), lambda _: lstm.kernels(), key=key)
 
 
 def register_out() -> None:
@@ -32,7 +35,9 @@ def register_out() -> None:
     _register("out overloads", products.OUT_ORIGINALS, products.out_kernels)
 
 
-def _register(what: str, originals: Iterable[str], *makers: Callable[..., dict[str, Callable[..., Any]]]) -> None:
+def _register(
+    what: str, originals: Iterable[str], *makers: Callable[..., dict[str, Callable[..., Any]]], key: str = "CPU"
+) -> None:
     if what in _registered:
         return
     # the originals have to be looked up before ours stand in their place
@@ -43,7 +48,7 @@ def _register(what: str, originals: Iterable[str], *makers: Callable[..., dict[s
         warnings.simplefilter("ignore", UserWarning)
         for make in makers:
             for name, kernel in make(found).items():
-                library.impl(name, kernel, "CPU")  # type: ignore[no-untyped-call]
+                library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
     _libraries.append(library)
     _registered.add(what)
 
