@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from mezzotint.trace.addresses import address_of
 
 Fingerprint = tuple[int, int]
+_WIDE = 4  # bytes of float32
 
 
 class Gradients:
@@ -19,8 +20,9 @@ class Gradients:
 
     def __init__(self) -> None:
         self.optimizers: WeakSet[Optimizer] = WeakSet()
-        # by the id of a weight, whether its gradient carries the scale; absent where it is 0 or not known
-        self._is_scaled: dict[int, bool] = {}
+        # by the id of a weight, the number of the scaler whose scale its gradient carries, 0 where it carries none;
+        # absent where the gradient is 0 or not known
+        self._scalers: dict[int, int] = {}
 
     def find_optimizers(self) -> None:
         """Add the optimizers that exist already."""
@@ -41,48 +43,57 @@ class Gradients:
         """Return how each gradient looks now."""
         return {id(weight): _fingerprint(weight.grad) for weight in self.weights() if weight.grad is not None}
 
-    def after_backward(self, before: dict[int, Fingerprint], *, is_scaled: bool) -> tuple[int, int]:
-        """Note the gradients that a backward pass wrote; return how many, and how many then mix scaled and unscaled."""
-        written = mixed = 0
+    def after_backward(self, before: dict[int, Fingerprint], *, scaler: int) -> dict[str, int]:
+        """Note the gradients that a backward pass wrote, of a loss scaled by `scaler` (0: by none).
+
+        Returns how many were written, how many then mix scaled and unscaled, and how many compact ones were added to.
+        """
+        written = mixed = rounded = 0
         for weight in self.weights():
             if weight.grad is None:
-                self._is_scaled.pop(id(weight), None)
+                self._scalers.pop(id(weight), None)
                 continue
             old = before.get(id(weight))
             if old == _fingerprint(weight.grad):
                 continue
             written += 1
-            was_scaled = self._is_scaled.get(id(weight))
-            mixed += old is not None and was_scaled is not None and was_scaled != is_scaled
-            self._is_scaled[id(weight)] = is_scaled
-        return written, mixed
+            known = self._scalers.get(id(weight))
+            mixed += old is not None and known is not None and known != scaler
+            rounded += old is not None and known is not None and weight.grad.itemsize < _WIDE
+            self._scalers[id(weight)] = scaler
+        return {"num_written": written, "num_mixed": mixed, "num_rounded": rounded}
 
     def zeroed(self, weights: Iterable[Tensor]) -> None:
         """Note that these gradients are 0, or gone."""
         for weight in weights:
-            self._is_scaled.pop(id(weight), None)
+            self._scalers.pop(id(weight), None)
 
     def unscaled(self, weights: Iterable[Tensor]) -> None:
         """Note that these gradients carry no scale any more."""
         for weight in weights:
-            self._is_scaled[id(weight)] = False
+            self._scalers[id(weight)] = 0
 
     def num_scaled(self, weights: Iterable[Tensor]) -> int:
-        """Return how many of these weights have a gradient that still carries the scale."""
-        return sum(weight.grad is not None and self._is_scaled.get(id(weight), False) for weight in weights)
+        """Return how many of these weights have a gradient that still carries a scale."""
+        return sum(weight.grad is not None and self._scalers.get(id(weight), 0) > 0 for weight in weights)
 
     def num_unscaled(self, weights: Iterable[Tensor]) -> int:
         """Return how many of these weights have a gradient that is known to carry no scale."""
-        return sum(weight.grad is not None and self._is_scaled.get(id(weight)) is False for weight in weights)
+        return sum(weight.grad is not None and self._scalers.get(id(weight)) == 0 for weight in weights)
+
+    def num_of_others(self, weights: Iterable[Tensor], scaler: int) -> int:
+        """Return how many of these weights have a gradient that carries the scale of another scaler."""
+        found = (self._scalers.get(id(weight), 0) for weight in weights if weight.grad is not None)
+        return sum(one not in (0, scaler) for one in found)
 
     def scaled_addresses(self) -> set[int]:
         """Return where the scaled gradients lie."""
-        if not any(self._is_scaled.values()):
+        if not any(self._scalers.values()):
             return set()
         return {
             address_of(weight.grad)
             for weight in self.weights()
-            if self._is_scaled.get(id(weight)) and weight.grad is not None and weight.grad.layout is torch.strided
+            if self._scalers.get(id(weight)) and weight.grad is not None and weight.grad.layout is torch.strided
         }
 
     def owners_of(self, grads: Iterable[Tensor]) -> list[Tensor]:

@@ -33,6 +33,7 @@ _current_task = torch._C._current_graph_task_id
 _current_node = torch._C._current_autograd_node
 _next_node = torch._C._autograd._get_sequence_nr
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+_UPDATING = (Phase.OPTIMIZER, Phase.OTHER, Phase.FORWARD)  # a module's forward counts and averages in its buffers
 
 
 @dataclass(slots=True, eq=False)
@@ -143,7 +144,7 @@ class Tape:
         metas = tuple([(t.dtype, t.shape) for t in inputs])
         producers = self._producers(inputs)
         watched = None
-        if traits.written and (phase is Phase.OPTIMIZER or phase is Phase.OTHER):
+        if traits.written and phase in _UPDATING:
             watched = self.updates.before(traits, args, kwargs)
         start = perf_counter()
         try:

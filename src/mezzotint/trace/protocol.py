@@ -51,9 +51,10 @@ class Protocol:
         self._optimizers = optimizers
         self._patches = Patches()
         self._explicit: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-        self._scaled_operations: set[int] = set()
+        self._scaled_operations: dict[int, int] = {}  # operation -> the scaler that scaled what it made
         self._serials: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-        self._num_scalers = 0
+        self._num_serials = 0
+        self._last_backward = 0  # the operation after the last backward pass
         self._scaler_depth = 0
         self._num_stepped = 0
         self._loss: float | None = None
@@ -122,6 +123,22 @@ class Protocol:
             )
         )
 
+    def note_error(self, error: Exception, lane: Lane) -> None:
+        """Write an event for the exception that ended the program."""
+        tape = self._tape
+        self.events.append(
+            Event(
+                name="error",
+                step=tape.step,
+                operation=len(tape.log),
+                end=len(tape.log),
+                site=tape.sites.of_error(error.__traceback__),
+                module="",
+                thread=lane.thread,
+                facts={"error": str(error), "error_class": type(error).__name__},
+            )
+        )
+
     def _plain(self, name: str, facts: Callable[..., Mapping[str, Any]] | None = None) -> Callable[..., Any]:
         """Return a wrapper that notes a call and how it ended."""
 
@@ -138,12 +155,12 @@ class Protocol:
     def _failing(self, name: str, lane: Lane, facts: Mapping[str, Any]) -> AbstractContextManager[Any]:
         return _Failing(self, name, lane, facts)
 
-    def _serial(self, scaler: Any) -> int:
-        """Return a number for a scaler that no other gets, whatever becomes of its address."""
-        if scaler not in self._serials:
-            self._num_scalers += 1
-            self._serials[scaler] = self._num_scalers
-        return self._serials[scaler]
+    def _serial(self, owner: Any) -> int:
+        """Return a number for a scaler or an optimizer that no other gets, whatever becomes of its address."""
+        if owner not in self._serials:
+            self._num_serials += 1
+            self._serials[owner] = self._num_serials
+        return self._serials[owner]
 
     # autocast
 
@@ -210,9 +227,8 @@ class Protocol:
             facts["results"] = [_address(one) for one in result if isinstance(one, Tensor)]
             facts["made"] = sorted({tape.makers.get(address, UNKNOWN) for address in facts["results"]})
         else:
-            facts["num_written"], facts["num_mixed"] = self.gradients.after_backward(
-                before, is_scaled=facts["is_scaled"]
-            )
+            facts |= self.gradients.after_backward(before, scaler=facts["scaler"])
+            self._last_backward = len(tape.log)
             tape.scaled_gradients = self.gradients.scaled_addresses()
         self.note(name, lane, facts, first=first, depth=3)
         return result
@@ -222,13 +238,15 @@ class Protocol:
         tensors = [roots] if isinstance(roots, Tensor) else [one for one in roots if isinstance(one, Tensor)]
         makers = [self._tape.makers.get(_address(one), UNKNOWN) for one in tensors]
         region = lane.region
+        scaler = max((self._scaler_of(maker) for maker in makers), default=0)
         if self._loss is None and len(tensors) == 1 and tensors[0].numel() == 1 and tensors[0].is_cpu:
             self._loss = self._value(tensors[0], lane)
         return {
             "dtypes": [dtype_name(one.dtype) for one in tensors],
             "shapes": [tuple(one.shape) for one in tensors],
             "makers": makers,
-            "is_scaled": any(self._derives_from_scaled(maker) for maker in makers),
+            "is_scaled": bool(scaler),
+            "scaler": scaler,
             "factor": max((self._factor(maker) for maker in makers), default=1.0),
             "autocast": region.dtype if region is not None else None,
             "region_line": region.site[0] if region is not None and region.site else None,
@@ -241,8 +259,10 @@ class Protocol:
             except (RuntimeError, ValueError):
                 return None
 
-    def _derives_from_scaled(self, operation: int) -> bool:
-        return any(one in self._scaled_operations for one in self._ancestors(operation))
+    def _scaler_of(self, operation: int) -> int:
+        """Return the number of the scaler that scaled a root, 0 where none did."""
+        found = (self._scaled_operations.get(one, 0) for one in self._ancestors(operation))
+        return next((one for one in found if one), 0)
 
     def _factor(self, operation: int) -> float:
         """Return the largest constant that a root was multiplied by on its way: a loss scale made by hand."""
@@ -286,7 +306,7 @@ class Protocol:
             for one in made:
                 operation = self._tape.makers.get(_address(one), UNKNOWN)
                 if operation >= first:
-                    self._scaled_operations.add(operation)
+                    self._scaled_operations[operation] = self._serial(scaler)
         held = getattr(scaler, "_scale", None)  # absent where the scaler is disabled
         scale = self._value(held, lane) if isinstance(held, Tensor) and held.is_cpu else None
         self.note(
@@ -309,6 +329,7 @@ class Protocol:
             "is_enabled": scaler.is_enabled(),
             "in_step": self._scaler_depth > 0,
             "num_unscaled": self.gradients.num_unscaled(weights_of(optimizer)),
+            "num_of_others": self.gradients.num_of_others(weights_of(optimizer), self._serial(scaler)),
             "grad_dtypes": sorted({dtype_name(w.grad.dtype) for w in weights_of(optimizer) if w.grad is not None}),
             "scaler": self._serial(scaler),
         }
@@ -326,7 +347,7 @@ class Protocol:
             "is_enabled": scaler.is_enabled(),
             "has_closure": any(callable(value) for value in (*args, *kwargs.values())),
             "optimizer": type(optimizer).__name__,
-            "optimizer_id": id(optimizer),
+            "optimizer_id": self._serial(optimizer),
             "scaler": self._serial(scaler),
         }
         self._scaler_depth += 1
@@ -354,7 +375,7 @@ class Protocol:
         original(optimizer, *args, **kwargs)
         self.gradients.zeroed(weights_of(optimizer))
         self._tape.scaled_gradients = self.gradients.scaled_addresses()
-        self.note("optimizer.zero_grad", lane, {"optimizer_id": id(optimizer)}, first=first, depth=3)
+        self.note("optimizer.zero_grad", lane, {"optimizer_id": self._serial(optimizer)}, first=first, depth=3)
 
     def before_step(self, optimizer: Any, lane: Lane) -> dict[str, Any]:
         """Return the facts about an optimizer that is about to step."""
@@ -365,15 +386,21 @@ class Protocol:
             one.updated = True
         return {
             "optimizer": type(optimizer).__name__,
-            "optimizer_id": id(optimizer),
+            "optimizer_id": self._serial(optimizer),
             "in_scaler": self._scaler_depth > 0,
             "num_scaled": self.gradients.num_scaled(weights),
             "num_weights": len(weights),
+            "num_rewritten": self._num_rewritten(weights),
             "dtypes": sorted({dtype_name(weight.dtype) for weight in weights}),
             "grad_dtypes": sorted({dtype_name(w.grad.dtype) for w in weights if w.grad is not None}),
             "autocast": region.dtype if region is not None else None,
             "has_cache": bool(region is not None and region.has_cache),
         }
+
+    def _num_rewritten(self, weights: Sequence[Tensor]) -> int:
+        """Return how many gradients were written since the last backward pass: unscaled or clipped by hand, say."""
+        makers, last = self._tape.makers, self._last_backward
+        return sum(one.grad is not None and makers.get(_address(one.grad), UNKNOWN) >= last for one in weights)
 
     def after_step(self, facts: Mapping[str, Any], first: int, lane: Lane, depth: int) -> None:
         """Note that an optimizer has stepped."""
@@ -414,10 +441,11 @@ class Protocol:
     def _save(self, original: Callable[..., Any], saved: Any, *args: Any, **kwargs: Any) -> Any:
         lane = self._tape.lanes.mine()
         found: set[str] = set()
-        _scan(saved, found, _SCAN_DEPTH)
+        dtypes: dict[tuple[str, tuple[int, ...]], str] = {}
+        _scan(saved, found, dtypes, _SCAN_DEPTH)
         with lane.paused():
             result = original(saved, *args, **kwargs)
-        self.note("save", lane, {"holds": sorted(found)}, depth=3)
+        self.note("save", lane, {"holds": sorted(found), "tensors": dtypes}, depth=3)
         return result
 
 
@@ -444,8 +472,11 @@ def _address(tensor: Tensor) -> int:
         return 0
 
 
-def _scan(value: Any, found: set[str], depth: int) -> None:
-    """Find out what a checkpoint holds, by the keys of the state dicts of optimizers and scalers."""
+def _scan(value: Any, found: set[str], dtypes: dict[tuple[str, tuple[int, ...]], str], depth: int) -> None:
+    """Find out what a checkpoint holds, by the keys of the state dicts of optimizers and scalers.
+
+    `dtypes` gets the dtype of each tensor of a dictionary of tensors, by its key and shape.
+    """
     if isinstance(value, Mapping):
         keys = {key for key in value if isinstance(key, str)}
         if keys >= _OPTIMIZER_KEYS:
@@ -456,6 +487,7 @@ def _scan(value: Any, found: set[str], depth: int) -> None:
             return
         if value and all(isinstance(item, Tensor) for item in value.values()):
             found.add("tensors")
+            dtypes.update(((str(key), tuple(one.shape)), dtype_name(one.dtype)) for key, one in value.items())
             return
         values: Iterable[Any] = value.values()
     elif isinstance(value, (list, tuple)):
@@ -472,4 +504,4 @@ def _scan(value: Any, found: set[str], depth: int) -> None:
         return
     if depth:
         for item in values:
-            _scan(item, found, depth - 1)
+            _scan(item, found, dtypes, depth - 1)

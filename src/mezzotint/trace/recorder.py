@@ -122,6 +122,8 @@ class Recorder:
 
     def __exit__(self, *error: Any) -> None:
         """Take everything back."""
+        if len(error) == 3 and isinstance(error[1], Exception) and self._tape.is_active:
+            self._protocol.note_error(error[1], self._lanes.mine())
         if self._mode is not None:
             self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
             self._mode = None
@@ -245,6 +247,7 @@ class Recorder:
         if self._max_steps is not None and len(self._steps) >= self._max_steps:
             raise Enough
         self._has_backward = True
+        self._tape.updates.settle()
 
     @_observer
     def before_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:

@@ -6,7 +6,7 @@ up once per instruction.
 
 import sysconfig
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
 
 import torch
 
@@ -61,6 +61,18 @@ class Sites:
         if site is None:
             site = self._paths[key] = tuple(self._frame(*place) for place in found)
         return site
+
+    def of_error(self, trace: TracebackType | None) -> Site:
+        """Return the lines of the program that an exception passed, innermost first, as `here` does."""
+        found: list[Frame] = []
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            known = self._kinds.get(id(code))
+            kind = known[1] if known is not None else self._judge(code)
+            if kind in (_USER, _LIBRARY):
+                found.append(Frame(code.co_filename, trace.tb_lineno, code.co_qualname))
+            trace = trace.tb_next
+        return tuple(reversed(found[-NUM_USER:]))
 
     def _frame(self, code_id: int, instruction: int) -> Frame:
         code = self._kinds[code_id][0]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mezzotint.trace.addresses import address_of
+from mezzotint.trace.addresses import address_of, is_fake
 from mezzotint.trace.ranges import has_memory
 from mezzotint.trace.record import Site, UpdateRecord
 
@@ -32,6 +32,8 @@ REPLACING = frozenset({"mul", "add", "sub", "lerp"})
 _UPDATES = frozenset(
     [f"{name}_" for name in _PLAIN] + [f"_foreach_{name}_" for name in _PLAIN]
 )  # and whatever begins with `_fused_`
+_DECAYS = frozenset({"mul_", "_foreach_mul_"})
+_AFTER_DECAY = frozenset({"add_", "addcmul_", "_foreach_add_", "_foreach_addcmul_"})
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +44,17 @@ class Watched:
     kwargs: Any
     stored: list[Tensor]
     before: list[Tensor | None]
+
+
+@dataclass(slots=True, eq=False)
+class _Decay:
+    """The first half of an average's update, which what is added next takes back: the two are judged together."""
+
+    addresses: list[int]
+    wide: list[Tensor]
+    before: list[Tensor | None]
+    found: list[tuple["_Total", int, int]]
+    step: int
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +80,7 @@ class Updates:
     def __init__(self, tape: "Tape") -> None:
         self._tape = tape
         self._totals: dict[tuple[Any, ...], _Total] = {}
+        self._decay: _Decay | None = None
         self.names: dict[int, tuple[str, str]] = {}  # address -> name and role of weights and optimizer states
 
     def before(self, traits: "Traits", args: Any, kwargs: Any) -> Watched | None:
@@ -77,8 +91,17 @@ class Updates:
         if not any(tensor.dtype in _LOW and self._lasts(tensor) for tensor in written):
             return None
         copies: dict[int, Tensor] = {}
+        decay, self._decay = self._decay, None
+        if decay is not None:
+            if traits.name in _AFTER_DECAY and [address_of(one) for one in written] == decay.addresses:
+                copies = {id(one): wide for one, wide in zip(written, decay.wide, strict=True)}
+            else:
+                self._settle(decay)
+                decay = None
         wide_args = [_copied(value, copies) for value in args]
         wide_kwargs = {key: _copied(value, copies) for key, value in kwargs.items()}
+        if decay is not None:
+            return Watched(wide_args, wide_kwargs, written, decay.before)
         before = [
             tensor.detach().clone() if tensor.dtype in _LOW and self._lasts(tensor) else None for tensor in written
         ]
@@ -115,8 +138,8 @@ class Updates:
 
     def _lasts(self, tensor: Tensor) -> bool:
         """Whether a tensor was there before this step: a passing result may be rounded as it likes."""
-        if tensor.is_meta or tensor.layout is not torch.strided:
-            return False
+        if tensor.is_meta or tensor.layout is not torch.strided or is_fake(tensor):
+            return False  # one without numbers: there is nothing to compare
         address = address_of(tensor)
         return address in self.names or self._tape.created.get(address, -1) < self._tape.step_first
 
@@ -128,6 +151,7 @@ class Updates:
         except (RuntimeError, TypeError):
             return  # the operation does not take float32 copies: nothing is known
         wide = _written(traits, watched.args)
+        found: list[tuple[_Total, int, int]] = []
         for tensor, old, intended in zip(watched.stored, watched.before, wide, strict=True):
             if old is None:
                 continue
@@ -139,9 +163,24 @@ class Updates:
             if total is None:
                 dtype = str(tensor.dtype).removeprefix("torch.")
                 total = self._totals[key] = _Total(name, role, dtype, traits.op, place.site, place.module, False)
-            total.steps.add(self._tape.step)
-            total.count += int(should_move.sum())
-            total.lost += int(lost.sum())
+            found.append((total, int(should_move.sum()), int(lost.sum())))
+        decay = _Decay([address_of(one) for one in watched.stored], wide, watched.before, found, self._tape.step)
+        if traits.name in _DECAYS:
+            self._decay = decay
+        else:
+            self._settle(decay)
+
+    def settle(self) -> None:
+        """Judge a decay that nothing was added to by itself, and let go of its copies."""
+        decay, self._decay = self._decay, None
+        if decay is not None:
+            self._settle(decay)
+
+    def _settle(self, decay: _Decay) -> None:
+        for total, count, lost in decay.found:
+            total.steps.add(decay.step)
+            total.count += count
+            total.lost += lost
 
     def sample(self, weight: Tensor) -> Tensor | None:
         """Return a copy of a sample of a float32 weight: whole lines of memory, one in 64 of a large one."""
@@ -172,6 +211,7 @@ class Updates:
 
     def records(self) -> list[UpdateRecord]:
         """Return what was found."""
+        self.settle()
         for key, total in self._totals.items():
             if total.role == "copy" and key[-1] in self.names:  # a state that got its name after its first update
                 total.name, total.role = self.names[key[-1]]
