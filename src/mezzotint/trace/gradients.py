@@ -23,6 +23,7 @@ class Gradients:
         # by the id of a weight, the number of the scaler whose scale its gradient carries, 0 where it carries none;
         # absent where the gradient is 0 or not known
         self._scalers: dict[int, int] = {}
+        self._mixed: set[int] = set()  # weights whose gradient is the sum of a scaled and an unscaled one
 
     def find_optimizers(self) -> None:
         """Add the optimizers that exist already."""
@@ -58,7 +59,11 @@ class Gradients:
                 continue
             written += 1
             known = self._scalers.get(id(weight))
-            mixed += old is not None and known is not None and known != scaler
+            if old is not None and known is not None and known != scaler:
+                mixed += 1
+                self._mixed.add(id(weight))
+            elif old is None:
+                self._mixed.discard(id(weight))
             rounded += old is not None and known is not None and weight.grad.itemsize < _WIDE
             self._scalers[id(weight)] = scaler
         return {"num_written": written, "num_mixed": mixed, "num_rounded": rounded}
@@ -67,11 +72,16 @@ class Gradients:
         """Note that these gradients are 0, or gone."""
         for weight in weights:
             self._scalers.pop(id(weight), None)
+            self._mixed.discard(id(weight))
 
     def unscaled(self, weights: Iterable[Tensor]) -> None:
         """Note that these gradients carry no scale any more."""
         for weight in weights:
             self._scalers[id(weight)] = 0
+
+    def num_mixed(self, weights: Iterable[Tensor]) -> int:
+        """Return how many of these weights have a gradient that mixes scaled and unscaled ones."""
+        return sum(weight.grad is not None and id(weight) in self._mixed for weight in weights)
 
     def num_scaled(self, weights: Iterable[Tensor]) -> int:
         """Return how many of these weights have a gradient that still carries a scale."""

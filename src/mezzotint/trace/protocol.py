@@ -32,6 +32,8 @@ _DEPTH = 12
 _SCALER_KEYS = frozenset({"scale", "growth_factor"})
 _OPTIMIZER_KEYS = frozenset({"state", "param_groups"})
 _SCAN_DEPTH = 5
+_ZEROED = frozenset({"zero_", "_foreach_zero_", "zeros_like", "zeros", "new_zeros"})
+_Dtypes = dict[tuple[str, tuple[int, ...]], set[str]]
 
 
 class Protocol:
@@ -211,7 +213,7 @@ class Protocol:
         builds_graph = bool(args[2]) if len(args) > 2 else False
         facts = self._root_facts(roots, lane)
         first = len(tape.log)
-        before = {} if is_grad else self.gradients.before_backward()
+        before = {} if is_grad else self._gradients_before()
         base, lane.base = lane.base, len(lane.modules)
         depth, lane.update_depth = lane.update_depth, 0
         tape.graph_depth += builds_graph
@@ -232,6 +234,17 @@ class Protocol:
             tape.scaled_gradients = self.gradients.scaled_addresses()
         self.note(name, lane, facts, first=first, depth=3)
         return result
+
+    def _gradients_before(self) -> dict[int, tuple[int, int]]:
+        """Return how each gradient looks before a backward pass; one that was filled with 0 by hand is known again."""
+        makers, log = self._tape.makers, self._tape.log
+        zeroed = []
+        for weight in self.gradients.weights():
+            maker = makers.get(_address(weight.grad), UNKNOWN) if weight.grad is not None else UNKNOWN
+            if maker >= 0 and log[maker][0].traits.name in _ZEROED:
+                zeroed.append(weight)
+        self.gradients.zeroed(zeroed)
+        return self.gradients.before_backward()
 
     def _root_facts(self, roots: Any, lane: Lane) -> dict[str, Any]:
         """Return what is known about the tensors that a backward pass starts from."""
@@ -329,6 +342,7 @@ class Protocol:
             "is_enabled": scaler.is_enabled(),
             "in_step": self._scaler_depth > 0,
             "num_unscaled": self.gradients.num_unscaled(weights_of(optimizer)),
+            "num_mixed": self.gradients.num_mixed(weights_of(optimizer)),
             "num_of_others": self.gradients.num_of_others(weights_of(optimizer), self._serial(scaler)),
             "grad_dtypes": sorted({dtype_name(w.grad.dtype) for w in weights_of(optimizer) if w.grad is not None}),
             "scaler": self._serial(scaler),
@@ -389,6 +403,7 @@ class Protocol:
             "optimizer_id": self._serial(optimizer),
             "in_scaler": self._scaler_depth > 0,
             "num_scaled": self.gradients.num_scaled(weights),
+            "num_mixed": self.gradients.num_mixed(weights),
             "num_weights": len(weights),
             "num_rewritten": self._num_rewritten(weights),
             "dtypes": sorted({dtype_name(weight.dtype) for weight in weights}),
@@ -441,7 +456,7 @@ class Protocol:
     def _save(self, original: Callable[..., Any], saved: Any, *args: Any, **kwargs: Any) -> Any:
         lane = self._tape.lanes.mine()
         found: set[str] = set()
-        dtypes: dict[tuple[str, tuple[int, ...]], str] = {}
+        dtypes: _Dtypes = {}
         _scan(saved, found, dtypes, _SCAN_DEPTH)
         with lane.paused():
             result = original(saved, *args, **kwargs)
@@ -472,10 +487,10 @@ def _address(tensor: Tensor) -> int:
         return 0
 
 
-def _scan(value: Any, found: set[str], dtypes: dict[tuple[str, tuple[int, ...]], str], depth: int) -> None:
+def _scan(value: Any, found: set[str], dtypes: _Dtypes, depth: int) -> None:
     """Find out what a checkpoint holds, by the keys of the state dicts of optimizers and scalers.
 
-    `dtypes` gets the dtype of each tensor of a dictionary of tensors, by its key and shape.
+    `dtypes` gets the dtypes of the tensors in dictionaries of tensors, by key and shape.
     """
     if isinstance(value, Mapping):
         keys = {key for key in value if isinstance(key, str)}
@@ -487,7 +502,8 @@ def _scan(value: Any, found: set[str], dtypes: dict[tuple[str, tuple[int, ...]],
             return
         if value and all(isinstance(item, Tensor) for item in value.values()):
             found.add("tensors")
-            dtypes.update(((str(key), tuple(one.shape)), dtype_name(one.dtype)) for key, one in value.items())
+            for key, one in value.items():
+                dtypes.setdefault((str(key), tuple(one.shape)), set()).add(dtype_name(one.dtype))
             return
         values: Iterable[Any] = value.values()
     elif isinstance(value, (list, tuple)):

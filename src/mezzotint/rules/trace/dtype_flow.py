@@ -12,6 +12,9 @@ _FORWARD = (Phase.FORWARD, Phase.OTHER)
 _COARSE_BITS = 10  # bfloat16 has 8 significant bits, float16 11
 _INTEGERS = frozenset({"int64", "int32", "int16", "uint8", "int8"})
 _COUNTED = frozenset({"arange", "cumsum", "nonzero", "linspace"})
+_PROBABILITIES = frozenset({"_softmax", "softmax", "sigmoid", "_safe_softmax"})
+_SQUARES = frozenset({"mul", "pow", "square", "mul_", "pow_"})
+_COMPARED = frozenset({"ne", "eq", "gt", "ge", "lt", "le", "logical_not"})
 _ANGLE_ERROR = 0.05  # radians
 _SHIFTED = frozenset({"add", "sub", "add_", "sub_", "rsub", "neg", "floor", "round", "remainder", "clamp", "minimum"})
 _SUMMED = frozenset(
@@ -95,6 +98,92 @@ def _low_log_softmax(view: TraceView) -> Iterator[Finding]:
         )
 
 
+def _low_log(view: TraceView) -> Iterator[Finding]:
+    """The logarithm of probabilities that were rounded."""
+    seen: set[object] = set()
+    for operation in view.calls("log", "log_", "log2", "log10", phases=_FORWARD):
+        call = operation.call
+        through = lambda call: is_relay(call) or call.name in ("add", "clamp", "clamp_min", "add_", "where", "mul")  # noqa: E731
+        makers = [one for one in view.ancestors(operation, through=through, depth=8) if one.call.name in _PROBABILITIES]
+        low = next((one for one in makers if one.call.outputs[0].is_low), None)
+        if low is None or call.site in seen:
+            continue
+        seen.add(call.site)
+        dtype = low.call.outputs[0].dtype
+        is_coarse = spec(dtype).significant_bits < _COARSE_BITS
+        yield view.finding(
+            LOW_LOG_SOFTMAX.code,
+            Severity.WARNING if is_coarse and low.call.autocast is None else Severity.INFO,
+            f"{call.name} of probabilities that {low.call.name.lstrip('_')} made in {dtype}: each is off by up to "
+            f"{spec(dtype).epsilon / 2:.2g} of itself, and small ones become 0",
+            operation=operation,
+            advice="use log_softmax (logsigmoid) on logits.float()",
+            evidence={"dtype": dtype},
+        )
+
+
+def _low_log_probabilities(view: TraceView) -> Iterator[Finding]:
+    yield from _low_log_softmax(view)
+    yield from _low_log(view)
+
+
+def _difference_of_squares(view: TraceView) -> Iterator[Finding]:
+    """A variance as mean of squares minus square of mean, in a compact format."""
+    for operation in view.calls("sub", "sub_", "rsub", phases=_FORWARD):
+        call = operation.call
+        if len(operation.producers) != 2 or not all(meta.is_low for meta in call.inputs):
+            continue
+        first, second = (view.operation(one) for one in operation.producers)
+        if (
+            first is None
+            or second is None
+            or not _is_mean_of_squares(view, first)
+            or not _is_square_of_mean(view, second)
+        ):
+            continue
+        dtype = call.outputs[0].dtype
+        amax, result = _amax(first), _amax(operation)
+        yield view.finding(
+            DIFFERENCE_OF_SQUARES.code,
+            Severity.WARNING,
+            f"a variance is the difference of two {dtype} numbers"
+            + (
+                f" up to {amax:.3g}, which are {_spacing(dtype, amax):.2g} apart: it comes out as {result:.3g}"
+                if amax
+                else ""
+            )
+            + "; where the mean is larger than the deviation, nothing of it is left, and it can be negative",
+            operation=operation,
+            advice="compute it in float32, or as the mean of (x - mean) squared",
+            evidence={"dtype": dtype, "mean_of_squares": amax or None, "difference": result or None},
+        )
+        return
+
+
+def _is_mean_of_squares(view: TraceView, operation: Operation) -> bool:
+    found = _through_views(view, operation)
+    return found.call.name in ("mean", "sum") and any(
+        one.call.name in _SQUARES for one in view.ancestors(found, through=is_relay, depth=3)
+    )
+
+
+def _is_square_of_mean(view: TraceView, operation: Operation) -> bool:
+    found = _through_views(view, operation)
+    return found.call.name in _SQUARES and any(
+        one.call.name in ("mean", "sum") for one in view.ancestors(found, through=is_relay, depth=3)
+    )
+
+
+def _through_views(view: TraceView, operation: Operation) -> Operation:
+    """Return what made the numbers that an operation hands on."""
+    for _ in range(6):
+        source = view.operation(operation.producers[0]) if operation.producers and is_relay(operation.call) else None
+        if source is None:
+            break
+        operation = source
+    return operation
+
+
 def _low_ratio(view: TraceView) -> Iterator[Finding]:
     """exp of a difference of log-probabilities that were rounded."""
     for operation in view.calls("exp", "expm1", "exp2", phases=_FORWARD):
@@ -142,9 +231,13 @@ def _collapsed_integers(view: TraceView) -> Iterator[Finding]:
                 continue
             largest, is_counted = _amax(operation) or float(call.outputs[0].numel), True
         elif call.kind is Kind.CAST:
-            largest = _amax(operation)
-            is_counted = _is_counted(view, operation)
+            largest = _amax(operation) or _bound(view, operation)
+            is_counted = _is_counted(view, operation) or _becomes_index(view, operation)
             if call.inputs[0].dtype not in _INTEGERS and not is_counted:
+                continue
+        elif call.name == "cumsum":
+            largest, is_counted = _amax(operation), True
+            if not _is_whole(view, operation):
                 continue
         else:
             continue
@@ -154,13 +247,51 @@ def _collapsed_integers(view: TraceView) -> Iterator[Finding]:
         yield view.finding(
             COLLAPSED_INTEGERS.code,
             Severity.WARNING if is_counted else Severity.INFO,
-            f"positions up to {largest:.0f} are held in {dtype}, which tells integers apart up to {limit:.0f} only: "
-            f"near the end they are {spacing:.0f} apart",
+            f"positions or ids up to {largest:.0f} are held in {dtype}, which tells integers apart up to {limit:.0f} "
+            f"only: near the end they are {spacing:.0f} apart",
             operation=operation,
             advice="keep positions in int64 or float32; where autocast casts them for a product, compute it under "
             "torch.autocast(device, enabled=False)",
             evidence={"dtype": dtype, "largest": largest, "exact_up_to": limit, "spacing": spacing},
         )
+
+
+def _bound(view: TraceView, operation: Operation) -> float:
+    """Return how far the positions count that an operation hands on, where nothing was measured; 0 if unknown."""
+    for one in view.ancestors(operation, through=is_relay, depth=10):
+        if one.call.name == "arange" and one.numbers:
+            return max(abs(float(number)) for number in one.numbers[:2]) - 1
+    return 0.0
+
+
+def _becomes_index(view: TraceView, operation: Operation) -> bool:
+    """Whether what a cast rounded is made whole numbers again: ids, positions."""
+    if operation.call.inputs[0].dtype not in _INTEGERS:
+        return False
+    level = [operation.index]
+    for _ in range(6):
+        following: list[int] = []
+        for index in level:
+            for use in view.consumers.get(index, ()):
+                found = view.operation(use)
+                if found is None:
+                    continue
+                if found.call.kind is Kind.CAST and found.call.outputs[0].dtype in _INTEGERS:
+                    return True
+                if is_relay(found.call) or found.call.name in _SHIFTED:
+                    following.append(use)
+        level = following
+    return False
+
+
+def _is_whole(view: TraceView, operation: Operation) -> bool:
+    """Whether a running sum adds whole numbers: ones, a mask."""
+    makers = view.ancestors(operation, through=is_relay, depth=8)
+    return any(
+        one.call.name in ("ones", "ones_like", "new_ones", *_COMPARED)
+        or (one.call.kind is Kind.CAST and one.call.inputs[0].dtype in (*_INTEGERS, "bool"))
+        for one in makers
+    )
 
 
 def _is_counted(view: TraceView, operation: Operation) -> bool:
@@ -177,7 +308,7 @@ def _coarse_angles(view: TraceView) -> Iterator[Finding]:
             continue
         through = lambda call: is_relay(call) or call.name in (*_SHIFTED, "mul", "outer", "div") or is_product(call)  # noqa: E731
         sources = list(view.ancestors(operation, through=through))
-        if not any(one.call.name in _COUNTED for one in sources):
+        if not any(one.call.name in _COUNTED or _is_from_integers(one.call) for one in sources):
             continue
         amax = max((_amax(one) for one in sources[:1]), default=0.0)
         dtype = call.inputs[0].dtype
@@ -194,8 +325,25 @@ def _coarse_angles(view: TraceView) -> Iterator[Finding]:
         )
 
 
+def _is_from_integers(call: Call) -> bool:
+    """Whether a call makes floating-point numbers of integers: drawn timesteps, ids."""
+    return call.kind is Kind.CAST and bool(call.inputs) and call.inputs[-1].dtype in _INTEGERS
+
+
 def _unsafe_bce(view: TraceView) -> Iterator[Finding]:
     """Binary cross-entropy on probabilities that were rounded."""
+    for event in view.events("error"):
+        if "unsafe to autocast" in str(event.facts["error"]):
+            yield view.finding(
+                UNSAFE_BCE.code,
+                Severity.ERROR,
+                "binary cross-entropy on probabilities is refused inside CUDA's autocast: a rounded sigmoid is "
+                "exactly 0 or 1 too early",
+                event=event,
+                advice="return logits and use binary_cross_entropy_with_logits (BCEWithLogitsLoss)",
+                evidence={"error": event.facts["error"]},
+            )
+            return
     for operation in view.calls("binary_cross_entropy", phases=_FORWARD):
         sources = view.ancestors(operation, through=is_relay)
         is_rounded = any(one.call.name == "sigmoid" and one.call.outputs[0].is_low for one in sources)
@@ -268,7 +416,7 @@ LOW_LOG_SOFTMAX = Rule(
     bad="logp = torch.log_softmax(logits_bf16, -1)",
     good="logp = torch.log_softmax(logits_bf16.float(), -1)",
     fix="Cast the logits to float32.",
-    check=_low_log_softmax,
+    check=_low_log_probabilities,
 )
 LOW_RATIO = Rule(
     code="MZ203",
@@ -327,4 +475,19 @@ OTHER_RECOMPUTE = Rule(
     fix="Store torch.get_autocast_dtype() in forward and pass it on.",
     check=_other_recompute,
 )
-RULES = (LOW_LOSS, LOW_LOG_SOFTMAX, LOW_RATIO, COLLAPSED_INTEGERS, COARSE_ANGLES, UNSAFE_BCE, OTHER_RECOMPUTE)
+DIFFERENCE_OF_SQUARES = Rule(
+    code="MZ208",
+    name="variance-by-difference",
+    summary="a variance is the difference of two compact numbers",
+    severity=Severity.WARNING,
+    why="The mean of squares and the square of the mean share their leading digits, and a compact format has only two "
+    "or three: where the mean is larger than the deviation, the difference is rounding.",
+    bad="var = (x * x).mean(-1) - x.mean(-1) ** 2  # x is bfloat16",
+    good="x = x.float()\nvar = (x - x.mean(-1, keepdim=True)).square().mean(-1)",
+    fix="Compute it in float32, or from deviations.",
+    check=_difference_of_squares,
+)
+RULES = (
+    LOW_LOSS, LOW_LOG_SOFTMAX, LOW_RATIO, COLLAPSED_INTEGERS, COARSE_ANGLES, UNSAFE_BCE, OTHER_RECOMPUTE,
+    DIFFERENCE_OF_SQUARES,
+)  # fmt: skip

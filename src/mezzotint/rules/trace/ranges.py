@@ -12,6 +12,8 @@ _TAKES_CONSTANT = frozenset(
      "full", "full_like", "new_full", "fill_", "fill", "masked_fill", "masked_fill_", "threshold", "maximum", "where",
      "_foreach_add_", "scalar_tensor"}
 )  # fmt: skip
+_STORES = frozenset({"full", "full_like", "new_full", "fill_", "scalar_tensor"})
+_ALMOST_ONE = 0.9
 
 
 def _overflow(view: TraceView) -> Iterator[Finding]:
@@ -25,7 +27,12 @@ def _overflow(view: TraceView) -> Iterator[Finding]:
         low = next((meta.dtype for meta in call.outputs if meta.is_low), None)
         if birth.wide == "not finite":
             severity, code = Severity.INFO, BORN_IN_FLOAT32.code
-            reason = "and would in float32 too: it is no matter of the format"
+            rounded = next((meta.dtype for meta in call.inputs if meta.is_low), None)
+            reason = (
+                f"float32 would too, with the same {rounded} inputs: they may have been rounded to 0 or 1 before"
+                if rounded
+                else "and would in float32 too: it is no matter of the format"
+            )
         elif low is None:
             continue
         else:
@@ -85,6 +92,16 @@ def _constants_of(view: TraceView, operation: Operation) -> Iterator[Finding]:
                 operation=operation,
                 advice=f"compute in float32, or pass a constant of at least {fmt.smallest_normal:.1g}",
                 evidence={"constant": number, "dtype": fmt.name, "smallest": fmt.smallest_subnormal},
+            )
+        elif call.name in _STORES and _ALMOST_ONE < magnitude < 1 and 1 - magnitude <= fmt.epsilon / 4:
+            yield view.finding(
+                LOST_CONSTANT.code,
+                Severity.WARNING,
+                f"{call.name} stores the constant {number:g}, which is 1 in {fmt.name}: as a decay it keeps "
+                "everything, and 1 minus it is 0",
+                operation=operation,
+                advice="keep it a Python number, or in float32",
+                evidence={"constant": number, "dtype": fmt.name, "below_one": 1 - fmt.epsilon / 2},
             )
         elif fmt.max * (1 + fmt.epsilon / 4) <= magnitude < float("inf"):
             yield view.finding(

@@ -7,10 +7,30 @@ from mezzotint.rules.rule import Rule
 from mezzotint.rules.trace.view import TraceView
 from mezzotint.trace.record import Operation, Phase
 
+_COMPACT = ("Half", "BFloat16", "float16", "bfloat16", "FP16")
+_OTHERS = ("unscale FP16",)  # what other rules are about
+_ABOUT_OPERANDS = ("same", "dtype", "calar", "not implemented for", "but got", "but found", "expected")
 _ABOUT_DTYPES = ("dtype", "same type", "scalar type", "Half", "BFloat16", "Float but", "but found")
 
 
 def _refused(view: TraceView) -> Iterator[Finding]:
+    said = {operation.error for operation in view.trace.operations if operation.error is not None}
+    for event in view.events("error"):  # raised before an operation was reached
+        text = str(event.facts["error"])
+        if text in said or not any(word in text for word in _COMPACT) or any(word in text for word in _OTHERS):
+            continue
+        if not any(word in text for word in _ABOUT_OPERANDS):
+            continue
+        yield view.finding(
+            REFUSED.code,
+            Severity.ERROR,
+            f"{event.facts['error_class']}: {_short(text)}",
+            event=event,
+            advice="NumPy has no bfloat16: .float() before .numpy()"
+            if "ScalarType" in text
+            else "bring inputs, weights and buffers to one dtype, or let autocast do it",
+            evidence={"error": text},
+        )
     for operation in view.trace.operations:
         if operation.error is None:
             continue

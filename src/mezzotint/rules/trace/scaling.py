@@ -1,11 +1,12 @@
 """MZ22x: loss scaling out of order."""
 
 from collections.abc import Callable, Iterable, Iterator
+from math import log2
 
 from mezzotint.findings import Finding, Severity
 from mezzotint.rules.rule import Rule
 from mezzotint.rules.trace.view import TraceView
-from mezzotint.trace.record import Event, Phase
+from mezzotint.trace.record import Event, Kind, Operation, Phase
 
 _NORMS = frozenset(
     {
@@ -23,8 +24,13 @@ _NORMS = frozenset(
 )
 _SHRINKS = frozenset({"mul_", "_foreach_mul_", "div_", "_foreach_div_", "clamp_", "clamp_min_", "clamp_max_",
                       "_foreach_clamp_max_", "_foreach_clamp_min_"})  # fmt: skip
+_FOLLOWED = 4  # operations from a gradient to the weight that it moves
 _TWICE = "already been called"
 _HALF_WEIGHTS = "Attempting to unscale FP16 gradients"
+_NOT_SCALED = "_scale is None"
+_NO_CHECKS = "No inf checks were recorded"
+_LEAST_SCALE = 64.0  # a power of two from here on, on a float16 loss, is a loss scale and no weight
+_ADDS = frozenset({"add_", "sub_", "_foreach_add_", "_foreach_sub_", "addcmul_", "add", "sub"})
 _BY_HAND = 2.0  # a root multiplied by this much or more is taken for one that is scaled by hand
 
 
@@ -89,6 +95,12 @@ def _is_unscaled_by_hand(view: TraceView, event: Event) -> bool:
     return bool(before) and _asked_for_scale(view, before[-1].operation, event.operation)
 
 
+def _applied_while_scaled(view: TraceView) -> Iterator[Finding]:
+    yield from _stepped_while_scaled(view)
+    yield from _scaled_by_hand(view)
+    yield from _moved_while_scaled(view)
+
+
 def _stepped_while_scaled(view: TraceView) -> Iterator[Finding]:
     seen: set[object] = set()
     for event in view.events("optimizer.step"):
@@ -109,6 +121,187 @@ def _stepped_while_scaled(view: TraceView) -> Iterator[Finding]:
         )
 
 
+def _scaled_by_hand(view: TraceView) -> Iterator[Finding]:
+    """A loss scale made by hand that nothing takes off the gradients before they are applied."""
+    roots = [
+        one
+        for one in view.events("backward")
+        if not one.facts["is_nested"] and not one.facts["is_scaled"] and _is_scale(one.facts["factor"])
+    ]
+    for event in view.events("optimizer.step"):
+        before = [one for one in roots if one.end <= event.operation and one.step == event.step]
+        if not before or event.facts["num_rewritten"] or event.facts["in_scaler"] or not _in_float16(view, before[-1]):
+            continue
+        factor = before[-1].facts["factor"]
+        yield view.finding(
+            STEPPED_WHILE_SCALED.code,
+            # Adam divides by the size of the gradients: only its epsilon and what clips notice
+            Severity.INFO if "Adam" in event.facts["optimizer"] else Severity.WARNING,
+            f"the loss is multiplied by {factor:g}, which looks like a loss scale, and "
+            f"{event.facts['optimizer']}.step() applies the gradients as they are",
+            event=event,
+            advice="divide the gradients by the scale before the step, or use torch.amp.GradScaler",
+            evidence={"factor": factor, "num_weights": event.facts["num_weights"]},
+        )
+        return
+
+
+def _is_scale(factor: float) -> bool:
+    return factor >= _LEAST_SCALE and log2(factor).is_integer()
+
+
+def _in_float16(view: TraceView, event: Event) -> bool:
+    """Whether a backward pass makes float16 gradients."""
+    return any(
+        one.call.phase is Phase.BACKWARD
+        and any(meta.dtype == "float16" and meta.numel > 1 for meta in one.call.outputs)
+        for one in view.trace.operations[event.operation : event.end]
+    )
+
+
+def _moved_while_scaled(view: TraceView) -> Iterator[Finding]:
+    """Weights that the program moves by itself along gradients which still carry the scale."""
+    measured: set[int] = set()
+    seen: set[object] = set()
+    for index in view.trace.scaled_reads:
+        operation = view.operation(index)
+        if operation is None or operation.call.phase is not Phase.OTHER:
+            continue
+        if operation.call.name in _NORMS and operation.call.name != "mul":
+            measured.add(operation.step)  # a direction of unit length carries no scale
+        if operation.step in measured:
+            continue
+        for found in (operation, *_followers(view, operation)):
+            call = found.call
+            if not call.is_in_place or not found.producers or found.producers[0] >= -1 or call.site in seen:
+                continue
+            backward = [one for one in view.events("backward") if one.end <= index]
+            if backward and _asked_for_scale(view, backward[-1].operation, found.index):
+                continue
+            seen.add(call.site)
+            yield view.finding(
+                STEPPED_WHILE_SCALED.code,
+                Severity.ERROR,
+                f"{call.name} moves a weight along gradients that are still multiplied by the loss scale",
+                operation=found,
+                advice="call scaler.unscale_(optimizer) first, or multiply by 1 / scaler.get_scale()",
+            )
+
+
+def _followers(view: TraceView, operation: Operation) -> Iterator[Operation]:
+    """Yield what reads an operation's result in the same step, and what reads theirs, through simple arithmetic."""
+    level = [operation.index]
+    for _ in range(_FOLLOWED):
+        following: list[int] = []
+        for index in level:
+            for use in view.consumers.get(index, ()):
+                found = view.operation(use)
+                if found is not None and found.step == operation.step and found.call.phase is Phase.OTHER:
+                    yield found
+                    following.append(use)
+        level = following
+
+
+def _changed_while_scaled(view: TraceView) -> Iterator[Finding]:
+    """Something that carries no scale is added to gradients that do: noise, weight decay by hand."""
+    reads = set(view.trace.scaled_reads)
+    asked = any(True for _ in view.events("scaler.get_scale"))
+    for index in view.trace.scaled_reads:
+        operation = view.operation(index)
+        if operation is None or asked or operation.call.phase is not Phase.OTHER:
+            continue
+        call = operation.call
+        if call.name not in _ADDS or len(operation.producers) < 2 or operation.producers[0] < 0:
+            continue
+        target = view.operation(operation.producers[0])
+        if target is None or not (target.call.phase is Phase.BACKWARD or target.index in reads):
+            continue  # a sum into which scaled gradients go, and not a gradient itself
+        if not call.is_in_place and not _is_applied(view, index):
+            continue  # a sum that does not become the gradient
+        others = [one for one in operation.producers[1:] if one != operation.producers[0]]
+        if not others or any(_is_of_gradients(view, one, reads) for one in others):
+            continue
+        yield view.finding(
+            CHANGED_WHILE_SCALED.code,
+            Severity.ERROR,
+            f"{call.name} adds to gradients that are still multiplied by the loss scale{_scale_text_at(view, index)}: "
+            "what is added counts for as much less",
+            operation=operation,
+            advice="call scaler.unscale_(optimizer) before gradients are changed",
+        )
+        return
+
+
+def _is_applied(view: TraceView, index: int) -> bool:
+    """Whether the scaler or an optimizer reads a result as a gradient."""
+    uses = (view.operation(use) for use in view.consumers.get(index, ()))
+    return any(use is not None and use.call.phase is Phase.OPTIMIZER for use in uses)
+
+
+def _is_of_gradients(view: TraceView, index: int, reads: set[int]) -> bool:
+    """Whether a tensor was made of scaled gradients: in backward, or from one that was read."""
+    found = view.operation(index)
+    if found is None:
+        return False
+    through = lambda call: call.phase is Phase.OTHER and call.kind is not Kind.MAKE  # noqa: E731
+    return any(
+        (one.index in reads and one.call.kind is not Kind.MAKE) or one.call.phase is Phase.BACKWARD
+        for one in (found, *view.ancestors(found, through=through, depth=8))
+    )
+
+
+def _scale_text_at(view: TraceView, operation: int) -> str:
+    scales = [one.facts.get("scale") for one in view.events("scaler.scale") if one.operation <= operation]
+    return f" ({scales[-1]:g})" if scales and scales[-1] else ""
+
+
+def _stepped_twice(view: TraceView) -> Iterator[Finding]:
+    """An optimizer steps by itself right after its scaler stepped it."""
+    stepped: dict[int, Event] = {}
+    for event in view.trace.events:
+        if event.name in ("backward", "optimizer.zero_grad"):
+            stepped.clear()
+        elif event.name == "scaler.step" and event.facts["is_enabled"] and "error" not in event.facts:
+            stepped[event.facts["optimizer_id"]] = event
+        elif event.name == "optimizer.step" and not event.facts["in_scaler"] and event.facts["optimizer_id"] in stepped:
+            yield view.finding(
+                STEPPED_TWICE.code,
+                Severity.ERROR,
+                f"{event.facts['optimizer']}.step() applies the gradients that scaler.step() has applied already, and "
+                "infinite ones when it skipped them",
+                event=event,
+                advice="scaler.step(optimizer) steps the optimizer: leave the second call out",
+            )
+            return
+
+
+def _scheduled_while_skipped(view: TraceView) -> Iterator[Finding]:
+    """A scheduler that moves on although every step since it last did was skipped."""
+    skipped: Event | None = None
+    has_stepped = False
+    for event in view.trace.events:
+        if event.name == "scaler.step" and event.facts["is_enabled"] and "error" not in event.facts:
+            if event.facts["is_skipped"]:
+                skipped = event
+            else:
+                has_stepped = True
+        elif event.name == "optimizer.step":
+            has_stepped = True
+        elif event.name == "scheduler.step":
+            if skipped is not None and not has_stepped and event.step == skipped.step + 1:
+                yield view.finding(
+                    SCHEDULED_WHILE_SKIPPED.code,
+                    Severity.WARNING,
+                    f"{event.facts['class']}.step() follows a step that the scaler skipped: the learning rate moves on "
+                    "while the weights stay, and torch warns of the order where it is the first step",
+                    event=event,
+                    advice="remember scale = scaler.get_scale() and step the scheduler only if "
+                    "scaler.get_scale() >= scale after scaler.update()",
+                )
+                return
+            skipped, has_stepped = None, False
+
+
 def _unscaled_twice(view: TraceView) -> Iterator[Finding]:
     for event in view.events("scaler.unscale", "scaler.step"):
         if _TWICE in str(event.facts.get("error", "")):
@@ -125,9 +318,11 @@ def _unscaled_twice(view: TraceView) -> Iterator[Finding]:
 
 
 def _mixed_gradients(view: TraceView) -> Iterator[Finding]:
+    uses = [one.operation for one in view.events("scaler.unscale", "optimizer.step") if one.facts["num_mixed"]]
     for event in view.events("backward"):
-        if event.facts.get("num_mixed"):
-            kinds = ("scaled", "unscaled") if event.facts["is_scaled"] else ("unscaled", "scaled")
+        # sums that nobody uses before they are zeroed do no harm: a critic's, of the generator's loss
+        if event.facts.get("num_mixed") and any(one >= event.end for one in uses):
+            kinds = ("scaled", "differently scaled") if event.facts["is_scaled"] else ("unscaled", "scaled")
             yield view.finding(
                 MIXED_GRADIENTS.code,
                 Severity.ERROR,
@@ -243,7 +438,18 @@ def _closure(view: TraceView) -> Iterator[Finding]:
 
 
 def _never_updated(view: TraceView) -> Iterator[Finding]:
-    """scaler.update() missing between steps, or called between two optimizers of one step."""
+    """scaler.update() missing between steps, called between two optimizers of one step, or before any step."""
+    for event in view.events("scaler.update"):
+        if _NO_CHECKS in str(event.facts.get("error", "")):
+            yield view.finding(
+                UPDATE_ORDER.code,
+                Severity.ERROR,
+                "scaler.update() is called and no optimizer was unscaled or stepped since the last time",
+                event=event,
+                advice="call it once, after scaler.step: where gradients are accumulated, at the end of the window",
+                evidence={"error": event.facts["error"]},
+            )
+            return
     stepped: Event | None = None
     updated: Event | None = None
     for event in view.trace.events:
@@ -309,6 +515,29 @@ def _unsaved_scaler(view: TraceView) -> Iterator[Finding]:
 
 
 def _never_scaled(view: TraceView) -> Iterator[Finding]:
+    for event in view.events("scaler.step", "scaler.unscale"):
+        if _NOT_SCALED in str(event.facts.get("error", "")):
+            yield view.finding(
+                NEVER_SCALED.code,
+                Severity.ERROR,
+                f"{event.name}() is called on a scaler that has scaled no loss",
+                event=event,
+                advice="call backward on scaler.scale(loss), with the scaler that steps the optimizer",
+                evidence={"error": event.facts["error"]},
+            )
+            return
+    for event in view.events("scaler.unscale"):
+        if event.facts["is_enabled"] and event.facts["num_of_others"] and "error" not in event.facts:
+            yield view.finding(
+                NEVER_SCALED.code,
+                Severity.ERROR,
+                f"the scaler divides {event.facts['num_of_others']} gradients by its scale that another scaler "
+                "multiplied by another",
+                event=event,
+                advice="scale each loss with the scaler that steps the optimizer of its weights",
+                evidence={"num_of_others": event.facts["num_of_others"]},
+            )
+            return
     for event in view.events("scaler.unscale"):
         if event.facts["is_enabled"] and event.facts["num_unscaled"] and "error" not in event.facts:
             yield view.finding(
@@ -397,7 +626,7 @@ STEPPED_WHILE_SCALED = _rule(
     "With SGD the learning rate is multiplied by the scale; infinite gradients go into the weights.",
     "scaler.scale(loss).backward()\noptimizer.step()",
     "scaler.scale(loss).backward()\nscaler.step(optimizer)\nscaler.update()",
-    "Let the scaler step the optimizer.", _stepped_while_scaled, (_AMP,),
+    "Let the scaler step the optimizer.", _applied_while_scaled, (_AMP,),
 )  # fmt: skip
 UNSCALED_TWICE = _rule(
     "MZ223", "unscaled-twice", "unscale_ or step is called twice before update", Severity.ERROR,
@@ -473,8 +702,32 @@ NEW_SCALERS = _rule(
     "for batch in data:\n    scaler = GradScaler()", "scaler = GradScaler()\nfor batch in data: ...",
     "Make one scaler before the loop.", _new_scalers, (_AMP,),
 )  # fmt: skip
+STEPPED_TWICE = _rule(
+    "MZ234", "stepped-twice", "an optimizer steps again after the scaler stepped it", Severity.ERROR,
+    "Each gradient is applied twice, and a step that the scaler skipped for its infinite gradients is made after all.",
+    "scaler.step(optimizer)\noptimizer.step()", "scaler.step(optimizer)", "Leave the second call out.", _stepped_twice,
+    (_AMP,),
+)  # fmt: skip
+SCHEDULED_WHILE_SKIPPED = _rule(
+    "MZ235", "scheduler-after-a-skipped-step", "a scheduler moves on after a step that the scaler skipped",
+    Severity.WARNING,
+    "The first steps with a scale of 65536 are often skipped: a warm-up shrinks, and torch warns of the order.",
+    "scaler.step(optimizer); scaler.update()\nscheduler.step()",
+    "scale = scaler.get_scale()\nscaler.step(optimizer); scaler.update()\n"
+    "if scaler.get_scale() >= scale: scheduler.step()",
+    "Step the scheduler after real steps only.", _scheduled_while_skipped,
+    ("https://github.com/pytorch/pytorch/issues/44511",),
+)  # fmt: skip
+CHANGED_WHILE_SCALED = _rule(
+    "MZ236", "addition-to-scaled-gradients", "something without the loss scale is added to gradients that carry it",
+    Severity.ERROR,
+    "Noise or weight decay of the size of true gradients is nothing beside gradients multiplied by 65536.",
+    "scaler.scale(loss).backward()\np.grad.add_(p, alpha=0.01)\nscaler.step(optimizer)",
+    "scaler.scale(loss).backward()\nscaler.unscale_(optimizer)\np.grad.add_(p, alpha=0.01)\nscaler.step(optimizer)",
+    "Unscale before gradients are changed.", _changed_while_scaled, (_AMP,),
+)  # fmt: skip
 RULES = (
     CLIPPED_WHILE_SCALED, STEPPED_WHILE_SCALED, UNSCALED_TWICE, MIXED_GRADIENTS, SCALED_PENALTY, NO_SCALING,
     HALF_WEIGHTS, CLOSURE, UPDATE_ORDER, UNSAVED_SCALER, IDLE_SCALER,
-    NEVER_SCALED, NEW_SCALERS,
+    NEVER_SCALED, NEW_SCALERS, STEPPED_TWICE, SCHEDULED_WHILE_SKIPPED, CHANGED_WHILE_SCALED,
 )  # fmt: skip

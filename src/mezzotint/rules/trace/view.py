@@ -26,7 +26,7 @@ RELAYED = frozenset(
     {"_to_copy", "to", "view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "transpose", "t", "permute",
      "slice", "select", "clone", "detach", "alias", "contiguous", "repeat", "as_strided", "unbind", "split", "chunk",
      "copy_", "lift_fresh", "gather", "index_select", "index", "_reshape_alias", "unfold", "narrow", "cat", "stack",
-     "split_with_sizes", "flatten", "movedim", "masked_fill"}
+     "flip", "roll", "split_with_sizes", "flatten", "movedim", "masked_fill"}
 )  # fmt: skip
 
 
@@ -60,6 +60,15 @@ class TraceView:
                 if producer >= 0:
                     found.setdefault(producer, []).append(operation.index)
         return found
+
+    @cached_property
+    def backward_places(self) -> set[tuple[str, Site, str | None]]:
+        """Module, lines and format of every product in backward: of those in forward that are trained."""
+        return {
+            (one.call.module, one.call.site, one.call.format)
+            for one in self.first.values()
+            if one.call.phase is Phase.BACKWARD and is_product(one.call)
+        }
 
     def operation(self, index: int) -> Operation | None:
         """Return an operation by its index, None for what came from outside."""

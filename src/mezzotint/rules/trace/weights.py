@@ -1,14 +1,17 @@
 """MZ24x: weights, states and averages that are stored too coarsely to move."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from mezzotint.findings import Finding, Severity
 from mezzotint.rules.rule import Rule
 from mezzotint.rules.trace.view import TraceView
-from mezzotint.trace.record import Phase, UpdateRecord, parameter_producer
+from mezzotint.trace.record import LOW_PRECISION, Event, Operation, Phase, UpdateRecord, parameter_producer
 
 _MANY = 0.25
 _MOST = 0.5
+_LONG_SUM = 8  # additions to 8 significant bits, after which the last one has lost 3 of its own
+_SUMS = frozenset({"add_", "add", "_foreach_add_"})
 
 
 def _worst_first(records: Sequence[UpdateRecord]) -> list[UpdateRecord]:
@@ -135,6 +138,9 @@ def _low_running_statistics(view: TraceView) -> Iterator[Finding]:
     )
     for operation in view.calls(*names, phases=(Phase.FORWARD,)):
         low = [meta for meta in operation.call.inputs[1:] if meta.is_low and len(meta.shape) == 1]
+        saved = operation.call.outputs[1:2]
+        if saved and not saved[0].numel:
+            continue  # nothing is averaged in evaluation
         if len(low) in (2, 4) and len(operation.call.inputs) in (3, 5) and low[-1] == operation.call.inputs[-1]:
             yield view.finding(
                 LOW_STATISTICS.code,
@@ -144,6 +150,120 @@ def _low_running_statistics(view: TraceView) -> Iterator[Finding]:
                 operation=operation,
                 advice="keep batch norm layers in float32: module.float() on them after model.half()",
                 evidence={"dtype": low[-1].dtype},
+            )
+            return
+
+
+def _rounded_sums(view: TraceView) -> Iterator[Finding]:
+    """Gradients that are added up in a compact format: over micro-batches, or over processes."""
+    added: Counter[int] = Counter()
+    last: dict[int, Event] = {}
+    for event in view.events("backward"):
+        if event.facts.get("num_rounded"):
+            added[event.step] += 1
+            last[event.step] = event
+    if added:
+        step, times = added.most_common(1)[0]
+        dtype = next((one.grad_dtype for one in view.trace.parameters if one.grad_dtype not in (None, "float32")), None)
+        yield _rounded_sum(view, f"{dtype or 'compact'} gradients", times + 1, event=last[step])
+    runs: dict[int, int] = {}
+    longest: tuple[int, Operation] | None = None
+    for operation in view.trace.operations:
+        call = operation.call
+        if call.name not in _SUMS or call.phase is not Phase.OTHER or not call.outputs or not call.outputs[0].is_low:
+            continue
+        before = view.operation(operation.producers[0]) if operation.producers else None
+        is_same = before is not None and before.call is call and before.step == operation.step
+        runs[operation.index] = runs.get(before.index, 1) + 1 if is_same and before is not None else 1
+        if longest is None or runs[operation.index] > longest[0]:
+            longest = runs[operation.index], operation
+    if longest is not None and longest[0] >= _LONG_SUM:
+        yield _rounded_sum(view, f"{longest[1].call.outputs[0].dtype} numbers", longest[0], operation=longest[1])
+    for operation in view.trace.operations:
+        call = operation.call
+        if call.op.startswith(("c10d.allreduce", "c10d.reduce", "_c10d_functional.all_reduce")):
+            low = next((meta.dtype for meta in call.inputs if meta.is_low), None)
+            if low is not None and call.phase is not Phase.FORWARD:
+                yield view.finding(
+                    ROUNDED_SUMS.code,
+                    Severity.WARNING if low == "float16" else Severity.INFO,
+                    f"gradients are added up over processes in {low}: each addition rounds"
+                    + (", and sums above 65504 are infinite" if low == "float16" else ""),
+                    operation=operation,
+                    advice="reduce in float32: no compression hook, MixedPrecisionPolicy(reduce_dtype=torch.float32)",
+                    evidence={"dtype": low},
+                )
+                return
+
+
+def _rounded_sum(
+    view: TraceView, what: str, times: int, *, operation: Operation | None = None, event: Event | None = None
+) -> Finding:
+    return view.finding(
+        ROUNDED_SUMS.code,
+        Severity.WARNING if times >= _LONG_SUM else Severity.INFO,
+        f"{times} {what} are added up one after the other and rounded each time: the small ones are lost in the sum",
+        operation=operation,
+        event=event,
+        advice="add them up in float32",
+        evidence={"additions": times},
+    )
+
+
+def _overwritten_masters(view: TraceView) -> Iterator[Finding]:
+    """A float32 weight of the optimizer that a compact tensor is written into, step after step."""
+    trained = {parameter_producer(one.index): one for one in view.trace.parameters if one.optimizer is not None}
+    steps: dict[int, set[int]] = {}
+    for operation in view.trace.operations:
+        call = operation.call
+        if call.name not in ("copy_", "_foreach_copy_") or call.phase is Phase.BACKWARD or len(call.inputs) < 2:
+            continue
+        half = len(call.inputs) // 2
+        for producer, target, source in zip(operation.producers, call.inputs[:half], call.inputs[half:], strict=False):
+            if producer in trained and target.dtype == "float32" and source.is_low:
+                found = steps.setdefault(producer, set())
+                found.add(operation.step)
+                if len(found) > 1:
+                    weight = trained[producer]
+                    yield view.finding(
+                        OVERWRITTEN_MASTERS.code,
+                        Severity.ERROR,
+                        f"the float32 weight {weight.name} is overwritten by {source.dtype} numbers in every step: "
+                        "what the optimizer adds below their spacing is lost again",
+                        operation=operation,
+                        module=weight.name.rpartition(".")[0] or None,
+                        advice="copy from the float32 weights to the compact ones only",
+                        evidence={"weight": weight.name, "dtype": source.dtype},
+                    )
+                    return
+
+
+def _rounded_checkpoint(view: TraceView) -> Iterator[Finding]:
+    """A checkpoint to resume from whose weights are coarser than those that are trained."""
+    trained = [one for one in view.trace.parameters if one.optimizer is not None]
+    wide = {(tuple(one.shape), one.name.rpartition(".")[2]) for one in trained if one.dtype == "float32"}
+    for event in view.events("save"):
+        if "optimizer" not in event.facts["holds"] or not wide:
+            continue
+        saved = {
+            key: dtypes
+            for (key, shape), dtypes in event.facts["tensors"].items()
+            if (shape, key.rpartition(".")[2]) in wide
+        }
+        if any("float32" in dtypes for dtypes in saved.values()):
+            continue  # the float32 weights are there
+        low = {key: min(dtypes) for key, dtypes in saved.items() if dtypes <= LOW_PRECISION}
+        if low:
+            name, dtype = next(iter(low.items()))
+            yield view.finding(
+                ROUNDED_CHECKPOINT.code,
+                Severity.WARNING,
+                f"the checkpoint holds the optimizer's state, and the float32 weights rounded to {dtype}: {name}"
+                + (f" and {len(low) - 1} others" if len(low) > 1 else "")
+                + "; a resumed run starts from other weights",
+                event=event,
+                advice="save float32 weights to resume from; export a compact copy apart",
+                evidence={"tensors": dict(list(low.items())[:10])},
             )
             return
 
@@ -204,4 +324,42 @@ LOW_STATISTICS = Rule(
     fix="Keep batch norm in float32.",
     check=_low_running_statistics,
 )
-RULES = (LOST_UPDATES, LOST_AVERAGES, STUCK_COUNTER, LOST_STATES, LOW_STATISTICS)
+ROUNDED_SUMS = Rule(
+    code="MZ246",
+    name="low-precision-sums",
+    summary="gradients are added up in a compact format",
+    severity=Severity.WARNING,
+    why="Each addition rounds to 8 bits: the sixteenth micro-batch adds to a sum sixteen times its size.",
+    bad="for micro in batch:  # a bfloat16 model\n    (loss(micro) / 16).backward()",
+    good="for micro in batch:\n    (loss(micro) / 16).backward()\n    for a, p in zip(sums_fp32, params):\n"
+    "        a += p.grad; p.grad = None",
+    fix="Add up gradients in float32, over micro-batches and over processes.",
+    sources=("https://github.com/pytorch/pytorch/issues/106395",),
+    check=_rounded_sums,
+)
+OVERWRITTEN_MASTERS = Rule(
+    code="MZ247",
+    name="overwritten-masters",
+    summary="float32 weights are overwritten by their compact copies",
+    severity=Severity.ERROR,
+    why="Master weights hold the small updates that the compact copy cannot; copied back, they are rounded away.",
+    bad="for master, p in pairs: master.data.copy_(p.data)  # p is bfloat16\noptimizer.step()",
+    good="optimizer.step()\nfor master, p in pairs: p.data.copy_(master.data)",
+    fix="Copy from the float32 weights to the compact ones only.",
+    check=_overwritten_masters,
+)
+ROUNDED_CHECKPOINT = Rule(
+    code="MZ248",
+    name="rounded-checkpoint",
+    summary="a checkpoint to resume from holds rounded weights",
+    severity=Severity.WARNING,
+    why="The optimizer's state belongs to the float32 weights; after a resume every weight is off by up to 0.4 %.",
+    bad="torch.save({'model': {k: v.half() for k, v in m.state_dict().items()}, 'optim': o.state_dict()}, f)",
+    good="torch.save({'model': m.state_dict(), 'optim': o.state_dict()}, f)",
+    fix="Save float32 weights; export a compact copy apart.",
+    check=_rounded_checkpoint,
+)
+RULES = (
+    LOST_UPDATES, LOST_AVERAGES, STUCK_COUNTER, LOST_STATES, LOW_STATISTICS, ROUNDED_SUMS, OVERWRITTEN_MASTERS,
+    ROUNDED_CHECKPOINT,
+)  # fmt: skip
