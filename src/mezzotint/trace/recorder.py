@@ -247,7 +247,7 @@ class Recorder:
         if self._max_steps is not None and len(self._steps) >= self._max_steps:
             raise Enough
         self._has_backward = True
-        self._tape.updates.settle()
+        self._tape.updates.release()
 
     @_observer
     def before_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:

@@ -48,13 +48,11 @@ class Watched:
 
 @dataclass(slots=True, eq=False)
 class _Decay:
-    """The first half of an average's update, which what is added next takes back: the two are judged together."""
+    """The first half of an average's update, whose result what is added next goes on from in float32 too."""
 
     addresses: list[int]
     wide: list[Tensor]
     before: list[Tensor | None]
-    found: list[tuple["_Total", int, int]]
-    step: int
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +73,11 @@ class _Total:
 
 
 class Updates:
-    """Follows in-place updates outside forward and backward."""
+    """Follows in-place updates outside backward.
+
+    `mul_` and `add_` on the same tensor right after one another are an average's update: the second is compared with
+    what both give in float32, from what was stored before the first.
+    """
 
     def __init__(self, tape: "Tape") -> None:
         self._tape = tape
@@ -96,7 +98,6 @@ class Updates:
             if traits.name in _AFTER_DECAY and [address_of(one) for one in written] == decay.addresses:
                 copies = {id(one): wide for one, wide in zip(written, decay.wide, strict=True)}
             else:
-                self._settle(decay)
                 decay = None
         wide_args = [_copied(value, copies) for value in args]
         wide_kwargs = {key: _copied(value, copies) for key, value in kwargs.items()}
@@ -151,7 +152,6 @@ class Updates:
         except (RuntimeError, TypeError):
             return  # the operation does not take float32 copies: nothing is known
         wide = _written(traits, watched.args)
-        found: list[tuple[_Total, int, int]] = []
         for tensor, old, intended in zip(watched.stored, watched.before, wide, strict=True):
             if old is None:
                 continue
@@ -163,24 +163,15 @@ class Updates:
             if total is None:
                 dtype = str(tensor.dtype).removeprefix("torch.")
                 total = self._totals[key] = _Total(name, role, dtype, traits.op, place.site, place.module, False)
-            found.append((total, int(should_move.sum()), int(lost.sum())))
-        decay = _Decay([address_of(one) for one in watched.stored], wide, watched.before, found, self._tape.step)
+            total.steps.add(self._tape.step)
+            total.count += int(should_move.sum())
+            total.lost += int(lost.sum())
         if traits.name in _DECAYS:
-            self._decay = decay
-        else:
-            self._settle(decay)
+            self._decay = _Decay([address_of(one) for one in watched.stored], wide, watched.before)
 
-    def settle(self) -> None:
-        """Judge a decay that nothing was added to by itself, and let go of its copies."""
-        decay, self._decay = self._decay, None
-        if decay is not None:
-            self._settle(decay)
-
-    def _settle(self, decay: _Decay) -> None:
-        for total, count, lost in decay.found:
-            total.steps.add(decay.step)
-            total.count += count
-            total.lost += lost
+    def release(self) -> None:
+        """Let go of the copies of a decay that nothing was added to."""
+        self._decay = None
 
     def sample(self, weight: Tensor) -> Tensor | None:
         """Return a copy of a sample of a float32 weight: whole lines of memory, one in 64 of a large one."""
@@ -211,7 +202,6 @@ class Updates:
 
     def records(self) -> list[UpdateRecord]:
         """Return what was found."""
-        self.settle()
         for key, total in self._totals.items():
             if total.role == "copy" and key[-1] in self.names:  # a state that got its name after its first update
                 total.name, total.role = self.names[key[-1]]

@@ -67,7 +67,7 @@ def _lost_copies(view: TraceView) -> Iterator[Finding]:
     by_place: dict[object, list[UpdateRecord]] = {}
     for one in view.trace.updates:
         if one.role == "copy" and one.dtype != "float32" and one.count > one.steps:
-            by_place.setdefault(tuple(one.site[:1]), []).append(one)
+            by_place.setdefault((one.site[:1], one.op), []).append(one)
     for records in by_place.values():
         lost, count = sum(one.lost for one in records), sum(one.count for one in records)
         if lost <= _MOST * count:
