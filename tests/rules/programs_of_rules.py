@@ -212,6 +212,78 @@ def good_mz207_of_torch() -> Step:
     return trained(lambda net: checkpoint(net, data(), use_reentrant=False).float().square().mean())
 
 
+def bad_mz202_log_of_softmax() -> Step:
+    def loss(net: nn.Module) -> Tensor:
+        with brain():
+            logits = net(data())
+        return -(torch.softmax(logits, -1) + 1e-6).log().float()[:, 0].mean()
+
+    return trained(loss, region=partial(brain, enabled=False))
+
+
+def good_mz202_log_of_softmax() -> Step:
+    return trained(lambda net: -torch.softmax(net(data()).float(), -1).log()[:, 0].mean())
+
+
+def _counted_by_sum(dtype: torch.dtype) -> Step:
+    def loss(net: nn.Module) -> Tensor:
+        positions = (torch.ones(2, 400, dtype=dtype).cumsum(-1) - 1).long()
+        return net(data()).float().mean() + positions.float().mean() * 0
+
+    return trained(loss)
+
+
+def bad_mz204_cumsum() -> Step:
+    return _counted_by_sum(torch.bfloat16)
+
+
+def good_mz204_cumsum() -> Step:
+    return _counted_by_sum(torch.float32)
+
+
+def _ids_through(dtype: torch.dtype) -> Step:
+    table = torch.randn(5000, 8)
+
+    def loss(net: nn.Module) -> Tensor:
+        ids = torch.randint(4000, 5000, (6,)).to(dtype)
+        return net(table[ids.long().clamp(max=4999)]).float().square().mean()
+
+    return trained(loss)
+
+
+def bad_mz204_ids() -> Step:
+    return _ids_through(torch.bfloat16)
+
+
+def good_mz204_ids() -> Step:
+    return _ids_through(torch.int64)
+
+
+def bad_mz205_drawn_times() -> Step:
+    def loss(net: nn.Module) -> Tensor:
+        t = torch.randint(500, 1000, (6, 1)).to(torch.bfloat16)
+        return net(data()).float().square().mean() + (t * torch.ones(4, dtype=torch.bfloat16)).sin().float().mean()
+
+    return trained(loss)
+
+
+def _variance(dtype: torch.dtype) -> Step:
+    def loss(net: nn.Module) -> Tensor:
+        h = (net(data()) + 20).to(dtype)
+        variance = (h * h).mean(-1) - h.mean(-1) ** 2
+        return h.float().square().mean() * 1e-3 + variance.float().clamp(-1, 1).mean()
+
+    return trained(loss)
+
+
+def bad_mz208() -> Step:
+    return _variance(torch.bfloat16)
+
+
+def good_mz208() -> Step:
+    return _variance(torch.float32)
+
+
 # ranges
 
 
@@ -245,6 +317,24 @@ def bad_mz213() -> Step:
         region=half,
         is_scaled=True,
     )
+
+
+def _decay_in(dtype: torch.dtype) -> Step:
+    decay = torch.ones(())
+
+    def loss(net: nn.Module) -> Tensor:
+        decay.copy_(torch.full((), 0.999, dtype=dtype))
+        return net(data()).float().square().mean()
+
+    return trained(loss)
+
+
+def bad_mz213_decay() -> Step:
+    return _decay_in(torch.bfloat16)
+
+
+def good_mz213_decay() -> Step:
+    return _decay_in(torch.float32)
 
 
 def good_mz213() -> Step:
@@ -323,6 +413,71 @@ def good_mz222() -> Step:
     return _scaled("zero", "backward", "unscale", "step", "update")
 
 
+def _scaled_by_hand(is_divided: bool) -> Step:
+    net, optimizer, _ = parts()
+
+    def step() -> None:
+        with half():
+            loss = net(data()).float().square().mean()
+        optimizer.zero_grad()
+        (loss * 1024.0).backward()
+        if is_divided:
+            for weight in net.parameters():
+                weight.grad /= 1024.0
+        optimizer.step()
+
+    return step
+
+
+def bad_mz222_by_hand() -> Step:
+    return _scaled_by_hand(False)
+
+
+def good_mz222_by_hand() -> Step:
+    return _scaled_by_hand(True)
+
+
+def good_mz222_weight_of_a_loss() -> Step:
+    return trained(lambda net: 1024.0 * net(data()).float().square().mean())
+
+
+def _perturbed(factor_of: Callable[[torch.amp.GradScaler, nn.Module], object]) -> Step:
+    """Return a step of sharpness-aware minimization: weights move along the gradient and back."""
+    net, optimizer, scaler = parts()
+
+    def backward() -> None:
+        optimizer.zero_grad()
+        with half():
+            loss = net(data()).float().square().mean()
+        scaler.scale(loss).backward()
+
+    def step() -> None:
+        backward()
+        with torch.no_grad():
+            factor = factor_of(scaler, net)
+            moves = [weight.grad * factor for weight in net.parameters()]
+            torch._foreach_add_(list(net.parameters()), moves)
+        backward()
+        with torch.no_grad():
+            torch._foreach_sub_(list(net.parameters()), moves)
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def bad_mz222_moved() -> Step:
+    return _perturbed(lambda _scaler, _net: 1e-4)
+
+
+def good_mz222_moved() -> Step:
+    return _perturbed(lambda scaler, _net: 1e-4 / scaler.get_scale())
+
+
+def good_mz222_moved_by_unit_length() -> Step:
+    return _perturbed(lambda _scaler, net: 1e-2 / torch.stack([w.grad.norm() for w in net.parameters()]).norm())
+
+
 def bad_mz223() -> Step:
     return _scaled("zero", "backward", "unscale", "backward", "unscale", "step", "update")
 
@@ -337,6 +492,38 @@ def bad_mz224() -> Step:
 
 def good_mz224() -> Step:
     return _scaled("backward", "backward", "step", "update", "zero")
+
+
+def good_mz224_zeroed_by_hand() -> Step:
+    net, optimizer, scaler = parts()
+
+    def step() -> None:
+        with half():
+            loss = net(data()).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        for weight in net.parameters():
+            weight.grad.zero_()
+
+    return step
+
+
+def good_mz224_left_over() -> Step:
+    """The generator's loss leaves gradients in the critic, which are zeroed before the critic steps."""
+    generator, for_generator, scaler = parts(width=8, out=8)
+    critic, for_critic, _ = parts(width=8, out=1)
+
+    def step() -> None:
+        for _part, optimizer in ((critic, for_critic), (generator, for_generator)):
+            with half():
+                loss = critic(generator(data())).float().square().mean()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    return step
 
 
 def _penalty(is_divided: bool) -> Step:
@@ -458,6 +645,10 @@ def good_mz229() -> Step:
     return _two_optimizers("step a", "step b", "update")
 
 
+def bad_mz229_between_micro_batches() -> Step:
+    return _scaled("zero", "backward", "update", "backward", "step", "update")
+
+
 def _two_optimizers(*calls: str) -> Step:
     one, first, scaler = parts()
     two, second, _ = parts()
@@ -529,6 +720,43 @@ def good_mz232() -> Step:
     return _first_scaled(True)
 
 
+def _crossed(is_crossed: bool) -> Step:
+    net, optimizer, scaler = parts()
+    _, _, other = parts(init_scale=4.0)
+    other.scale(torch.zeros(()))
+
+    def step() -> None:
+        with half():
+            loss = net(data()).float().square().mean()
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        stepping = other if is_crossed else scaler
+        stepping.step(optimizer)
+        stepping.update()
+
+    return step
+
+
+def bad_mz232_of_another_scaler() -> Step:
+    return _crossed(True)
+
+
+def good_mz232_of_its_scaler() -> Step:
+    return _crossed(False)
+
+
+def bad_mz232_at_once() -> Step:
+    net, optimizer, scaler = parts()
+
+    def step() -> None:
+        with half():
+            loss = net(data()).float().square().mean()
+        loss.backward()
+        scaler.step(optimizer)
+
+    return step
+
+
 def _scaler_by_step(is_new: bool) -> Step:
     net, optimizer, scaler = parts()
 
@@ -550,6 +778,101 @@ def bad_mz233() -> Step:
 
 def good_mz233() -> Step:
     return _scaler_by_step(False)
+
+
+def bad_mz234() -> Step:
+    return _scaled("zero", "backward", "step", "raw step", "update")
+
+
+def good_mz234() -> Step:
+    return _scaled("zero", "backward", "step", "update")
+
+
+def _scheduled(is_guarded: bool, every: int = 1) -> Step:
+    net, optimizer, scaler = parts(init_scale=2.0**40)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+        with half():
+            loss = net(data()).float().square().mean()
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        if count % every == 0 and (not is_guarded or scaler.get_scale() >= scale):
+            scheduler.step()
+
+    return step
+
+
+def bad_mz235() -> Step:
+    return _scheduled(False)
+
+
+def good_mz235() -> Step:
+    return _scheduled(True)
+
+
+def _noisy(*, is_unscaled: bool) -> Step:
+    net, optimizer, scaler = parts()
+
+    def step() -> None:
+        with half():
+            loss = net(data()).float().square().mean()
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        if is_unscaled:
+            scaler.unscale_(optimizer)
+        for weight in net.parameters():
+            weight.grad.add_(0.01 * torch.randn_like(weight.grad))
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def bad_mz236() -> Step:
+    return _noisy(is_unscaled=False)
+
+
+def bad_mz236_assigned() -> Step:
+    net, optimizer, scaler = parts()
+
+    def step() -> None:
+        with half():
+            loss = net(data()).float().square().mean()
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        for weight in net.parameters():
+            weight.grad = weight.grad + 0.1 * weight.detach()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def good_mz236() -> Step:
+    return _noisy(is_unscaled=True)
+
+
+def good_mz236_centered() -> Step:
+    net, optimizer, scaler = parts()
+
+    def step() -> None:
+        with half():
+            loss = net(data()).float().square().mean()
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        for weight in net.parameters():
+            weight.grad.sub_(weight.grad.mean())  # carries the scale as well
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
 
 
 # weights
@@ -728,6 +1051,119 @@ def good_mz245() -> Step:
     return _normed(torch.float32)
 
 
+def good_mz245_evaluated() -> Step:
+    torch.manual_seed(0)
+    frozen = nn.BatchNorm2d(3).to(torch.bfloat16).eval().requires_grad_(False)
+    return trained(
+        lambda net: net(data()).float().square().mean() + frozen(torch.randn(2, 3, 4, 4).bfloat16()).float().mean()
+    )
+
+
+def _micro_batches(dtype: torch.dtype, count: int) -> Step:
+    torch.manual_seed(0)
+    net = nn.Linear(8, 4).to(dtype)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for _ in range(count):
+            (net(data().to(dtype)).float().square().mean() / count).backward()
+        optimizer.step()
+
+    return step
+
+
+def bad_mz246() -> Step:
+    return _micro_batches(torch.bfloat16, 16)
+
+
+def good_mz246() -> Step:
+    return _micro_batches(torch.float32, 16)
+
+
+def _summed_in(dtype: torch.dtype) -> Step:
+    torch.manual_seed(0)
+    net = nn.Linear(8, 4).to(torch.bfloat16)
+    masters = [weight.detach().float() for weight in net.parameters()]
+    optimizer = torch.optim.SGD(masters, lr=0.1)
+
+    def step() -> None:
+        sums = [torch.zeros_like(weight, dtype=dtype) for weight in net.parameters()]
+        for _ in range(12):
+            (net(data().bfloat16()).float().square().mean() / 12).backward()
+            for total, weight in zip(sums, net.parameters(), strict=True):
+                total.add_(weight.grad)
+                weight.grad = None
+        for master, total in zip(masters, sums, strict=True):
+            master.grad = total.float()
+        optimizer.step()
+        with torch.no_grad():
+            for master, weight in zip(masters, net.parameters(), strict=True):
+                weight.copy_(master)
+
+    return step
+
+
+def bad_mz246_by_hand() -> Step:
+    return _summed_in(torch.bfloat16)
+
+
+def good_mz246_by_hand() -> Step:
+    return _summed_in(torch.float32)
+
+
+def _copied_back(is_copied_back: bool) -> Step:
+    torch.manual_seed(0)
+    net = nn.Linear(8, 4).to(torch.bfloat16)
+    masters = [nn.Parameter(weight.detach().float()) for weight in net.parameters()]
+    optimizer = torch.optim.SGD(masters, lr=1e-4)
+
+    def step() -> None:
+        net(data().bfloat16()).float().square().mean().backward()
+        for master, weight in zip(masters, net.parameters(), strict=True):
+            if is_copied_back:
+                master.data.copy_(weight.data)
+            master.grad, weight.grad = weight.grad.float(), None
+        optimizer.step()
+        for master, weight in zip(masters, net.parameters(), strict=True):
+            weight.data.copy_(master.data)
+
+    return step
+
+
+def bad_mz247() -> Step:
+    return _copied_back(True)
+
+
+def good_mz247() -> Step:
+    return _copied_back(False)
+
+
+def _checkpointed(**kept: Callable[[Tensor], Tensor]) -> Step:
+    net, optimizer, _ = parts()
+    train = trained(lambda net: net(data()).float().square().mean())
+
+    def step() -> None:
+        train()
+        with brain():
+            loss = net(data()).float().square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        state = {name: {k: of(v) for k, v in net.state_dict().items()} for name, of in kept.items()}
+        torch.save({**state, "optimizer": optimizer.state_dict()}, io.BytesIO())
+
+    return step
+
+
+def bad_mz248() -> Step:
+    return _checkpointed(model=Tensor.half)
+
+
+def good_mz248() -> Step:
+    return _checkpointed(model=Tensor.clone, export=Tensor.half)
+
+
 # regions
 
 
@@ -827,6 +1263,103 @@ def good_mz255() -> Step:
     return trained(lambda net: net(data()).float().square().mean())
 
 
+def bad_mz256() -> Step:
+    net, optimizer, _ = parts()
+
+    def step() -> None:
+        out = net(data())
+        with brain():
+            loss = F.mse_loss(out, torch.zeros(6, 4))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def bad_mz256_generator() -> Step:
+    net, optimizer, _ = parts()
+
+    @brain()
+    def outputs():
+        yield net(data())  # runs after the region has ended
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for out in outputs():
+            out.square().mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def good_mz256() -> Step:
+    return trained(lambda net: net(data()).float().square().mean())
+
+
+def good_mz256_evaluation_only() -> Step:
+    net, optimizer, _ = parts()
+
+    def step() -> None:
+        net(data()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad(), brain():
+            net(data())
+
+    return step
+
+
+def _island(enters: Callable[[Tensor], Tensor]) -> Step:
+    def loss(net: nn.Module) -> Tensor:
+        h = net(data())
+        with torch.autocast("cpu", enabled=False):
+            p = torch.softmax(enters(h), -1)
+        return p.float().square().mean()
+
+    return trained(loss)
+
+
+def bad_mz257() -> Step:
+    return _island(lambda h: h)
+
+
+def good_mz257() -> Step:
+    return _island(Tensor.float)
+
+
+def good_mz257_compact_module() -> Step:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(8, 4), nn.Softmax(-1)).bfloat16().requires_grad_(False)
+
+    def loss(net: nn.Module) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            wanted = teacher(data().bfloat16())
+        return (net(data()).float() - wanted.float()).square().mean()
+
+    return trained(loss)
+
+
+def _stored_region(**options) -> Step:
+    stored = torch.autocast("cpu", **options)
+
+    def loss(net: nn.Module) -> Tensor:
+        h = net[1](net[0](data()))
+        with stored:
+            out = net[2](h)
+        return out.float().square().mean()
+
+    return trained(loss, region=half, is_scaled=True)
+
+
+def bad_mz258() -> Step:
+    return _stored_region()
+
+
+def good_mz258() -> Step:
+    return _stored_region(dtype=torch.float16)
+
+
 # refusals
 
 
@@ -863,3 +1396,17 @@ def good_mz261() -> Step:
         return out.float().square().mean()
 
     return trained(loss)
+
+
+def bad_mz261_numpy() -> Step:
+    def loss(net: nn.Module) -> Tensor:
+        out = net(data())
+        out.detach().numpy()
+        return out.float().square().mean()
+
+    return trained(loss)
+
+
+def bad_mz261_convolution() -> Step:
+    net = nn.Conv1d(8, 4, 1).bfloat16()
+    return trained(lambda _net: net(data()[:, :, None]).float().square().mean(), region=partial(brain, enabled=False))
