@@ -99,10 +99,10 @@ def run_target(
     stopped three times; it should not return. Raises AuditError where the target cannot be started: a file that is not
     Python, a function that is not there.
     """
-    run = _starter(target, steps)
     limit = None if target.function else steps
     process = os.getpid()
     recorder = _Stopper(steps=limit, has_ranges=has_ranges, on_stuck=on_stuck)
+    run = _starter(target, steps, after_step=recorder.end_step)
     assert isinstance(run, FunctionType)
     recorder.begin_places_at(run.__code__)
     ending, text = Ending.END, None
@@ -161,8 +161,11 @@ def as_program(target: Target, steps: int) -> Callable[[], None]:
     return program
 
 
-def _starter(target: Target, steps: int) -> Callable[[], None]:
-    """Return what runs the target; everything that can be wrong before it runs is found here."""
+def _starter(target: Target, steps: int, after_step: Callable[[], None] = lambda: None) -> Callable[[], None]:
+    """Return what runs the target; everything that can be wrong before it runs is found here.
+
+    `after_step` is called after each step of a function's.
+    """
     if target.module is not None:
         return _module_starter(target.module)
     assert target.path is not None
@@ -194,6 +197,7 @@ def _starter(target: Target, steps: int) -> Callable[[], None]:
             )
         for _ in range(steps):
             step()
+            after_step()
 
     return run_function if target.function else run_script
 
@@ -242,6 +246,7 @@ def _counting_processes(recorder: Recorder) -> Iterator[None]:
     """Note processes that the script starts: what they run is not seen."""
     patches = Patches()
     started: list[str] = []
+    nested = 0  # multiprocessing forks by itself
 
     def popen(original: Callable[..., Any], process: Any, args: Any, *rest: Any, **kwargs: Any) -> None:
         command = args if isinstance(args, str) else " ".join(str(part) for part in args)
@@ -252,8 +257,21 @@ def _counting_processes(recorder: Recorder) -> Iterator[None]:
         target = getattr(process, "_target", None)
         if getattr(target, "__module__", "") != "torch.utils.data._utils.worker":  # loading data is no training
             started.append(f"{type(process).__name__} {getattr(target, '__qualname__', process.name)}")
-        original(process)
+        nonlocal nested
+        nested += 1
+        try:
+            original(process)
+        finally:
+            nested -= 1
 
+    def fork(original: Callable[..., Any]) -> Any:
+        process = original()
+        if process and not nested:
+            started.append("a fork of the script")
+        return process
+
+    if hasattr(os, "fork"):
+        patches.wrap(os, "fork", fork)
     patches.wrap(subprocess.Popen, "__init__", popen)
     patches.wrap(BaseProcess, "start", start)
     try:
@@ -262,7 +280,8 @@ def _counting_processes(recorder: Recorder) -> Iterator[None]:
         patches.undo()
         if started:
             shown = "; ".join(started[:3]) + (f" and {len(started) - 3} more" if len(started) > 3 else "")
-            recorder.notes.append(f"{len(started)} processes were started, and what they ran was not seen: {shown}")
+            were = "1 process was" if len(started) == 1 else f"{len(started)} processes were"
+            recorder.notes.append(f"{were} started, and what ran there was not seen: {shown}")
 
 
 def _described(error: Exception) -> str:

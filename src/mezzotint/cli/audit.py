@@ -208,7 +208,8 @@ def _exit_code(outcome: "Outcome", judgement: "Judgement", code: int) -> int:
         return _INTERRUPTED
     if code:
         return code  # the findings stand, and may explain an error
-    return 2 if outcome.ending is Ending.ERROR or not outcome.trace.steps else 0
+    has_failed = outcome.ending is Ending.ERROR or (outcome.ending is Ending.EXIT and outcome.text not in ("0", "None"))
+    return 2 if has_failed or not outcome.trace.steps else 0
 
 
 def _of_rank(path: Path) -> Path:

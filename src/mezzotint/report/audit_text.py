@@ -27,7 +27,9 @@ def print_audit(
 ) -> None:
     """Print a judged trace. Names from the program are printed as they are, never as markup."""
     console.print(Text(verdict, style="bold"))
-    console.print(Text(f"policy  {policy}{'' if is_policy_declared else '  (inferred from what ran)'}"))
+    if is_policy_declared or trace.steps or findings:
+        note = "" if is_policy_declared else "  (inferred from what ran)"
+        console.print(Text(f"policy  {policy}{note}"), soft_wrap=True)
     infos = 0
     for finding in findings:
         infos += finding.severity is Severity.INFO
@@ -35,8 +37,9 @@ def print_audit(
             _print_finding(console, finding)
     if infos > _MAX_INFOS:
         console.print(Text(f"... and {infos - _MAX_INFOS} more notes in the report", style="dim"))
-    console.print()
-    console.print(_formats(trace))
+    if trace.operations:
+        console.print()
+        console.print(_formats(trace))
     for line in (*_casts(trace), *_lost(trace), *_headroom(trace), *trace.notes):
         console.print(Text(line), soft_wrap=True)
     if report_path is not None:

@@ -125,6 +125,8 @@ def _verdict(trace: Trace, findings: Sequence[Finding]) -> str:
         for number, noun in ((errors, "error"), (warnings, "warning"))
         if number
     ]
+    if not trace.steps:
+        return f"{' and '.join(said) or 'nothing wrong found'}, and no step had ended"
     steps, skipped = len(trace.steps), sum(step.is_skipped for step in trace.steps)
     over = f"{steps} step{'s' if steps != 1 else ''}{f', {skipped} of them skipped' if skipped else ''}"
     return f"{' and '.join(said)} in {over}" if said else f"nothing wrong found in {over}"

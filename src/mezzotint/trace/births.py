@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.kernels.tensors import range_stats
-from mezzotint.trace.record import Birth
+from mezzotint.trace.record import UNKNOWN, Birth
 
 if TYPE_CHECKING:
     from mezzotint.trace.mode import Entry
@@ -47,11 +47,14 @@ class Births:
             return
         written = {id(args[place]) for place in entry.traits.written if isinstance(place, int) and place < len(args)}
         ranges = []
+        others = any(one.is_floating_point() and id(one) not in written for one in inputs)
         for tensor, producer in zip(inputs, producers, strict=True):
             if producer in self._not_finite:
                 return
+            if id(tensor) in written and (producer == UNKNOWN or (producer < UNKNOWN and not others)):
+                return  # what was there before is gone, and nobody saw whether it was finite
             if id(tensor) in written or not tensor.is_floating_point():
-                continue  # what was there before is gone; its producer was finite, or unknown
+                continue
             stats = range_stats(tensor)
             if not stats.is_finite:
                 return

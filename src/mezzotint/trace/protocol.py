@@ -423,6 +423,10 @@ class Protocol:
         self.note("optimizer.step", lane, facts, first=first, depth=depth)
         self._end_step(str(facts["optimizer"]), is_skipped=False)
 
+    def end_step_by_hand(self) -> None:
+        """End a step whose update the program made by itself."""
+        self._end_step("by hand", is_skipped=False)
+
     def _end_step(self, optimizer: str, *, is_skipped: bool) -> None:
         loss, self._loss = self._loss, None
         self._on_step(optimizer, is_skipped, loss)

@@ -361,6 +361,11 @@ class Recorder:
         self._tape.step_first = len(self._tape.log)
         self._tape.step = len(self._steps)
 
+    def end_step(self) -> None:
+        """End a step that no torch optimizer ended, if there was a backward pass: an update made by hand."""
+        if self._has_backward:
+            self._protocol.end_step_by_hand()
+
     # result
 
     def trace(self) -> Trace:
