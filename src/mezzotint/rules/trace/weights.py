@@ -139,9 +139,13 @@ def _low_running_statistics(view: TraceView) -> Iterator[Finding]:
     for operation in view.calls(*names, phases=(Phase.FORWARD,)):
         low = [meta for meta in operation.call.inputs[1:] if meta.is_low and len(meta.shape) == 1]
         saved = operation.call.outputs[1:2]
-        is_gpu = view.trace.facts.get("device", "cpu") != "cpu"
-        if saved and (not saved[0].numel or (is_gpu and saved[0].is_low)):
-            continue  # in evaluation, where CPUs save no mean and GPUs the running one
+        if saved and not saved[0].numel:
+            continue  # nothing is averaged in evaluation
+        if view.trace.facts.get("device", "cpu") != "cpu" and not any(
+            one.call.module == operation.call.module and "batch_norm" in one.call.name
+            for one in view.calls(phases=(Phase.BACKWARD,))
+        ):
+            continue  # frozen, most likely in evaluation, which a GPU's outputs do not show
         if len(low) in (2, 4) and len(operation.call.inputs) in (3, 5) and low[-1] == operation.call.inputs[-1]:
             yield view.finding(
                 LOW_STATISTICS.code,
