@@ -1,10 +1,12 @@
 """Scripts run as they are: every way to end, what a script may expect, and what is said about what was not seen."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from mezzotint.auditing.planning import audit_on_ghost
 from mezzotint.auditing.script import Ending, Outcome, parse_target, run_target
 from mezzotint.errors import UserError
 
@@ -68,6 +70,30 @@ def test_a_function_that_makes_a_step(tmp_path: Path):
     outcome = run(tmp_path, "def make():\n    return step\nassert __name__ != '__main__'", function="make", steps=2)
     assert (outcome.ending, outcome.text) == (Ending.END, None)
     assert len(outcome.trace.steps) == 2
+
+
+def test_an_update_by_hand_is_a_step_of_a_function(tmp_path: Path):
+    text = """
+def make():
+    w = torch.ones(2, requires_grad=True)
+    def step():
+        w.square().sum().backward()
+        with torch.no_grad():
+            w.sub_(0.1 * w.grad)
+        w.grad = None
+    return step
+"""
+    outcome = run(tmp_path, text, function="make", steps=2)
+    assert [step.optimizers for step in outcome.trace.steps] == [("by hand",), ("by hand",)]
+    assert [step.loss for step in outcome.trace.steps] == pytest.approx([2.0, 1.28])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_is_noted_once(tmp_path: Path):
+    text = "child = os.fork()\nif not child:\n    step()\n    os._exit(0)\nos.waitpid(child, 0)"
+    outcome = run(tmp_path, text)
+    assert outcome.trace.notes == ["1 process was started, and what ran there was not seen: a fork of the script"]
+    assert not outcome.trace.steps
 
 
 def test_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -179,3 +205,16 @@ def test_functions_that_make_no_step_are_refused(tmp_path: Path, function: str, 
 def test_an_unknown_module_is_refused():
     with pytest.raises(UserError, match="cannot be found"):
         run_target(parse_target("no_such_module_here", [], is_module=True), steps=1, has_ranges=False)
+
+
+def test_ghosts_lose_no_updates(tmp_path: Path):
+    text = HEAD.replace("net = nn.Linear(4, 2)", "net = nn.Linear(4, 2).bfloat16().cuda()")
+    text += """
+for _ in range(2):
+    net(torch.ones(3, 4, device='cuda').bfloat16()).float().square().mean().backward()
+    optimizer.step()
+"""
+    (tmp_path / "train.py").write_text(text)
+    outcome = audit_on_ghost(parse_target(str(tmp_path / "train.py"), [], is_module=False), "H100", steps=2)
+    assert len(outcome.trace.steps) == 2
+    assert not outcome.trace.updates  # there are no numbers to compare

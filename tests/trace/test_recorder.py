@@ -355,3 +355,17 @@ def test_float32_weights_say_what_bfloat16_would_lose():
     (record,) = recorded(optimizer.step).updates
     assert (record.count, record.lost) == (1000, 0)
     assert record.would_be_lost == {"bfloat16": 600, "float16": 0}
+
+
+def test_what_was_not_finite_before_the_recording_is_no_birth():
+    held = torch.full((4,), float("nan"))
+    assert not recorded(lambda: held.mul_(0.9)).births
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float16, 1.0), (torch.float32, None)])
+def test_an_average_that_rounds_back_and_forth_is_lost(dtype: torch.dtype, share: float | None):
+    """Both halves of the update move the stored number, by one unit down and up again: together they do nothing."""
+    average, weight = torch.full((8,), 0.9, dtype=dtype), torch.full((8,), 0.95, dtype=dtype)
+    trace = recorded(lambda: average.mul_(0.9995).add_(weight, alpha=0.0005))
+    found = {one.op: one.share_lost for one in trace.updates if one.role == "copy"}
+    assert found == ({} if share is None else {"aten.mul_.Tensor": 0.0, "aten.add_.Tensor": share})

@@ -29,7 +29,7 @@ def print_audit(
     console.print(Text(verdict, style="bold"))
     if is_policy_declared or trace.steps or findings:
         note = "" if is_policy_declared else "  (inferred from what ran)"
-        console.print(Text(f"policy  {policy}{note}"), soft_wrap=True)
+        console.print(Text(f"policy  {policy}{note}"))
     infos = 0
     for finding in findings:
         infos += finding.severity is Severity.INFO
