@@ -1,16 +1,16 @@
 """`torch.cuda` and `torch.accelerator` as a program finds them on a machine with the ghost's card."""
 
 import contextlib
-import copy
-from collections.abc import Mapping
-from os import PathLike
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 
 from mezzotint.errors import GhostError
+from mezzotint.ghost.checkpoints import Checkpoints
+from mezzotint.ghost.processes import World
+from mezzotint.ghost.tensor_types import patch_types
+from mezzotint.ghost.values import here
 from mezzotint.patches import Patches
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class CapturedGraph:
     """CUDA graphs, which are refused when one is made; a class, as annotations name it."""
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
-        raise GhostError("torch.cuda.CUDAGraph: a ghost GPU captures no graphs; run the step without them")
+        raise GhostError(f"{here()}torch.cuda.CUDAGraph: a ghost GPU captures no graphs; run the step without them")
 
 
 def patch_cuda(patches: Patches, gpu: "ghost_gpu") -> None:
@@ -236,22 +236,9 @@ def patch_cuda(patches: Patches, gpu: "ghost_gpu") -> None:
     _patch_rest(patches, gpu)
 
 
-def _has_ghost(value: Any) -> bool:
-    """Whether there is a tensor without numbers in a checkpoint."""
-    if isinstance(value, torch.Tensor):
-        return isinstance(value, FakeTensor)
-    if isinstance(value, Mapping):
-        return any(_has_ghost(one) for one in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(_has_ghost(one) for one in value)
-    if isinstance(value, torch.nn.Module):
-        return any(_has_ghost(one) for one in (*value.parameters(), *value.buffers()))
-    return hasattr(value, "__dict__") and any(_has_ghost(one) for one in vars(value).values() if one is not value)
-
-
 def _refusing(message: str) -> Any:
     def refuse(*_args: Any, **_kwargs: Any) -> Any:
-        raise GhostError(message)
+        raise GhostError(f"{here()}{message}")
 
     return refuse
 
@@ -262,23 +249,9 @@ def _patch_rest(patches: Patches, gpu: "ghost_gpu") -> None:
     patches.replace(torch.backends.cudnn, "version", lambda: 91002)
     # recurrent layers ask whether to lay their weights out in one block: the memory is the same either way
     patches.replace(torch.backends.cudnn, "is_acceptable", lambda _tensor: False)
-    saved: dict[Any, Any] = {}  # by path, or by the file object itself, which it keeps alive
-
-    def save(original: Any, value: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
-        if not _has_ghost(value):
-            return original(value, target, *args, **kwargs)
-        saved[str(target) if isinstance(target, (str, PathLike)) else target] = value
-        note = "torch.save kept ghosts in memory and wrote no file: they have no numbers"
-        if note not in gpu.notes:
-            gpu.notes.append(note)
-        return None
-
-    def load(original: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
-        key = str(source) if isinstance(source, (str, PathLike)) else source
-        return copy.deepcopy(saved[key]) if key in saved else original(source, *args, **kwargs)
-
-    patches.wrap(torch, "save", save)
-    patches.wrap(torch, "load", load)
+    Checkpoints(gpu.notes).patch(patches)
+    World().patch(patches)
+    patch_types(patches)
     make_generator = torch.Generator
 
     class Generator(make_generator):  # type: ignore[misc,valid-type]
@@ -296,7 +269,15 @@ def _patch_rest(patches: Patches, gpu: "ghost_gpu") -> None:
         gpu.compiled.append(name)
         return model
 
+    def as_python(made: Any = None, *_args: Any, **_kwargs: Any) -> Any:
+        note = "torch.jit.script and trace are run as the Python that they were made from"
+        if note not in gpu.notes:
+            gpu.notes.append(note)
+        return made
+
     patches.replace(torch, "compile", compiled)
+    for name in ("script", "trace", "trace_module", "freeze", "optimize_for_inference"):
+        patches.replace(torch.jit, name, as_python)
     patches.replace(torch.nn.Module, "compile", lambda self, *_a, **_k: gpu.compiled.append(type(self).__name__))
     patches.replace(torch.Tensor, "pin_memory", lambda self, *_a, **_k: self)
     patches.replace(torch.Tensor, "is_pinned", lambda _self, *_a, **_k: False)
@@ -318,13 +299,6 @@ def _patch_rest(patches: Patches, gpu: "ghost_gpu") -> None:
         original(self, *args, **kwargs)
 
     patches.wrap(torch.utils.data.DataLoader, "__init__", loader)
-    refusal = (
-        "torch.distributed.init_process_group: a ghost GPU is one card in one process; plan the step of one card, "
-        "without DDP or FSDP around the model"
-    )
-    for owner in (torch.distributed, getattr(torch.distributed, "distributed_c10d", torch.distributed)):
-        if hasattr(owner, "init_process_group"):
-            patches.replace(owner, "init_process_group", _refusing(refusal))
     functorch = "torch.func transforms: a ghost GPU cannot follow them, as their wrappers keep a device of their own"
     for name in ("grad", "vmap", "jacrev", "jacfwd", "hessian", "vjp", "jvp", "grad_and_value"):
         patches.replace(torch.func, name, _refusing(f"torch.func.{name}: {functorch}"))

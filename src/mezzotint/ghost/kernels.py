@@ -79,6 +79,27 @@ def _gru_cell(_func: Any, args: Any, _kwargs: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(hx), hx.new_empty((hx.shape[0], hx.shape[1] * 5))
 
 
+def _gru_cell_backward(_func: Any, args: Any, _kwargs: Any) -> tuple[Tensor | None, ...]:
+    """Gradients of the gates of input and hidden state, of the state, and of two biases."""
+    gradient, workspace, has_bias = args
+    gates = workspace.new_empty((gradient.shape[0], 3 * gradient.shape[1]))
+    bias = workspace.new_empty((gates.shape[1],)) if has_bias else None
+    return gates, torch.empty_like(gates), torch.empty_like(gradient), bias, bias
+
+
+def _least_squares(_func: Any, args: Any, _kwargs: Any) -> tuple[Tensor, ...]:
+    """The solution; residuals of an overdetermined system, and nothing of rank and singular values (driver gels)."""
+    a, b = args[0], args[1]
+    rows, columns = a.shape[-2:]
+    solution = b.new_empty((*b.shape[:-2], columns, b.shape[-1]))
+    residuals = b.new_empty((*b.shape[:-2], b.shape[-1]) if rows > columns else (0,))
+    return solution, residuals, b.new_empty((0,), dtype=torch.int64), b.new_empty((0,))
+
+
+def _in_place(_func: Any, _args: Any, _kwargs: Any) -> None:
+    """An update in place, as the optimizers' fused kernels are."""
+
+
 def _grouped_mm(_func: Any, args: Any, kwargs: Any) -> Tensor:
     """Products of groups of rows: the fake kernel refuses all but bfloat16, CUDA's takes single products."""
     a, b = args[0], args[1]
@@ -119,6 +140,14 @@ KERNELS: dict[Any, Callable[[Any, Any, Any], Any]] = {
     _aten._ctc_loss_backward.default: lambda _f, args, _k: torch.empty_like(args[1]),
     _aten._ctc_loss_backward.Tensor: lambda _f, args, _k: torch.empty_like(args[1]),
     _aten._thnn_fused_gru_cell.default: _gru_cell,
+    _aten._thnn_fused_gru_cell_backward.default: _gru_cell_backward,
+    _aten.linalg_lstsq.default: _least_squares,
+    **{
+        overload: _in_place
+        for packet in (_aten._fused_sgd_, _aten._fused_adagrad_)
+        for overload in (getattr(packet, name) for name in packet.overloads())
+        if not overload._schema.returns
+    },
 }
 """Fake kernels by operation: called with (operation, args, kwargs) under the fake mode."""
 

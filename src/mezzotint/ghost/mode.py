@@ -6,7 +6,6 @@ kernels. CPU tensors stay real because batches are indexed and shapes computed w
 made on the CPU become fake, so that a model of any size costs nothing.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +26,9 @@ from mezzotint.ghost.access import extra_bytes
 from mezzotint.ghost.faces import Face, Faces
 from mezzotint.ghost.kernels import KERNELS
 from mezzotint.ghost.storages import Storages
-from mezzotint.ghost.values import Values, user_frame
+from mezzotint.ghost.tensor_types import with_devices
+from mezzotint.ghost.twins import follow, remember, results_of, twin_of
+from mezzotint.ghost.values import Values, here
 
 MAX_REAL = 4096
 """Floating-point CPU tensors with more elements than this are made fake."""
@@ -51,6 +52,9 @@ _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 _DEVICE = torch.ops.prim.device.default
 _ITEMS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
 _EQUAL = torch.ops.aten.equal.default
+_PACK = torch.ops.aten._pack_padded_sequence.default
+_NO_ANSWER = object()
+_UNIQUE = frozenset({"_unique2", "_unique", "unique_consecutive"})
 
 
 class GhostFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
@@ -75,6 +79,7 @@ class FaceMode(TorchFunctionMode):
             type(func) is torch._ops.OpOverload and torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)
         ):
             return func(*args, **(kwargs or {}))
+        args, kwargs = with_devices(func, args, kwargs)
         face = self._face
         was_meta = face.is_meta
         face.is_meta = False
@@ -94,7 +99,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._fake = fake
         self._values = values
         self._storages = storages
-        self._names: dict[Any, tuple[str, bool]] = {}
+        self._names: dict[Any, tuple[str, frozenset[int | str]]] = {}
         self.on_causal: Callable[[], object] = int
         self.on_wait: Callable[[], object] = int
         self.on_transfer: Callable[[], object] = int
@@ -126,49 +131,75 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _run(self, func: Any, args: Any, kwargs: Any, was_meta: bool) -> Any:
         ghosts, reals = _split(args, kwargs)
         device = kwargs.get("device")
-        if was_meta and device is not None and device.type == "meta":
-            # a composite inside autograd's kernel made it from a tensor whose face is meta
-            device = _GHOST
-            kwargs = {**kwargs, "device": device}
+        if device is not None:
+            if was_meta and device.type == "meta":
+                # a composite inside autograd's kernel made it from a tensor whose face is meta
+                device = _GHOST
+                kwargs = {**kwargs, "device": device}
+            elif device.type == "cuda" and device.index:
+                raise GhostError(f"{here()}cuda:{device.index}: a ghost GPU is one card, cuda:0; put everything there")
+        if kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}
         name, writes = self._traits(func)
         if not ghosts and (device is None or device.type != "cuda"):
             is_on_cpu = device is None or device.type == "cpu"
             if reals or not is_on_cpu or not _is_large(name, args, kwargs):
                 with torch._C._DisableTorchDispatch():
                     return func(*args, **kwargs)
-        if func in _ITEMS:
-            if _device_of(args[0]).type == "cuda":
-                self.on_wait()
-            return self._values.item(args[0])
-        if func is _EQUAL:
-            self._values.note("torch.equal, taken for unequal")
-            return False
-        if writes and args and isinstance(args[0], Tensor) and not isinstance(args[0], FakeTensor):
-            self._values.note("copy to a CPU tensor")  # a ghost has no numbers to copy: it keeps those it has
-            return args[0]
+        answer = self._answer(func, name, args, kwargs, writes)
+        if answer is not _NO_ANSWER:
+            return answer
+        given = args, kwargs
         if reals:
             args, kwargs = _map(args, self._as_fake), {key: self._as_fake_any(v) for key, v in kwargs.items()}
         self._note(name, args, kwargs)
         if name in _COPIES and _crosses(name, args, device):
             self.on_transfer()
-        kernel = KERNELS.get(func)
-        try:
-            with self._fake, torch._C.DisableTorchFunction():
-                out = kernel(func, args, kwargs) if kernel is not None else func(*args, **kwargs)
-        except (DynamicOutputShapeException, DataDependentOutputException):
-            out = self._guess(func, name, args)
-        except UnsupportedOperatorException:
-            raise GhostError(
-                f"{_here()}{func} has no fake kernel, so a ghost GPU cannot run it; register one with "
-                "torch.library.register_fake, or replace the operation"
-            ) from None
-        self._values.follow(name, args, kwargs, out)
-        if reals and name == "_to_copy" and isinstance(out, Tensor) and out.numel() == 1:
-            with torch._C._DisableTorchDispatch():
-                out._ghost_value = reals[0].item()  # type: ignore[attr-defined]
+        out = self._imitate(func, name, args, kwargs, given)
+        self._values.follow(name, args, out)
+        follow(func, name, *given, out, writes)
         self._see(out)
         self._note_access(func, name, args, out)
         return out
+
+    def _answer(self, func: Any, name: str, args: Any, kwargs: Any, writes: frozenset[int | str]) -> Any:
+        """Return what is known, or has to be said, of the numbers of ghosts; `_NO_ANSWER` for all other operations."""
+        if func in _ITEMS:
+            if _device_of(args[0]).type == "cuda":
+                self.on_wait()
+            return self._values.item(args[0])
+        if func is _EQUAL:
+            found = results_of(func, name, args, kwargs)
+            if found is None:
+                self._values.note("torch.equal, taken for unequal")
+            return bool(found)
+        if func is _PACK:
+            return self._pack(*args, **kwargs)
+        if 0 in writes and args and isinstance(args[0], Tensor) and not isinstance(args[0], FakeTensor):
+            if results_of(func, name, args, kwargs) is None:
+                self._values.note("copy to a CPU tensor")  # a ghost has no numbers to copy: it keeps those it has
+            return args[0]
+        if name == "_to_copy" and kwargs.get("device") == _CPU:
+            real = _known_copy(func, args, kwargs)
+            if real is not None:
+                self.on_transfer()
+                return real
+        return _NO_ANSWER
+
+    def _imitate(self, func: Any, name: str, args: Any, kwargs: Any, given: tuple[Any, Any]) -> Any:
+        """Run an operation on fake tensors; `given` are its arguments with real tensors still real."""
+        kernel = KERNELS.get(func)
+        try:
+            with self._fake, torch._C.DisableTorchFunction():
+                return kernel(func, args, kwargs) if kernel is not None else func(*args, **kwargs)
+        except (DynamicOutputShapeException, DataDependentOutputException):
+            out = self._computed(func, name, *given)
+            return self._guess(func, name, args, kwargs) if out is None else out
+        except UnsupportedOperatorException:
+            raise GhostError(
+                f"{here()}{func} has no fake kernel, so a ghost GPU cannot run it; register one with "
+                "torch.library.register_fake, or replace the operation"
+            ) from None
 
     def _note(self, name: str, args: Any, kwargs: Any) -> None:
         """Note what shapes do not tell: a library's workspace, and whether attention has a causal mask."""
@@ -187,15 +218,19 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if extra:
                 self.on_extra_bytes(extra)
 
-    def _traits(self, func: Any) -> tuple[str, bool]:
+    def _traits(self, func: Any) -> tuple[str, frozenset[int | str]]:
+        """Return the name of an operation and which of its arguments it writes to."""
         found = self._names.get(func)
         if found is None:
             schema = getattr(func, "_schema", None)
             if schema is None:
-                found = (str(func), False)
+                found = (str(func), frozenset())
             else:
-                first = schema.arguments[0] if schema.arguments else None
-                writes = first is not None and first.alias_info is not None and first.alias_info.is_write
+                writes = frozenset(
+                    one.name if one.kwarg_only else place
+                    for place, one in enumerate(schema.arguments)
+                    if one.alias_info is not None and one.alias_info.is_write
+                )
                 found = (schema.name.partition("::")[2], writes)
             self._names[func] = found
         return found
@@ -226,30 +261,67 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for one in out:
                 self._see(one)
 
-    def _guess(self, func: Any, name: str, args: Any) -> Any:
-        """Give a tensor whose shape depends on data: every element of a mask is taken to be true."""
+    def _computed(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Return what an operation gives whose shape depends on numbers that are all known, else None."""
+        reals = results_of(func, name, args, kwargs)
+        if reals is None:
+            return None
+        device = next((_device_of(one) for one in args if isinstance(one, FakeTensor)), _GHOST)
+        made = []
+        for real in reals if isinstance(reals, (tuple, list)) else (reals,):
+            made.append(self.make_fake(real, device))
+            remember(made[-1], real)
+        return tuple(made) if isinstance(reals, (tuple, list)) else made[0]
+
+    def _guess(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Give a tensor whose shape depends on data: masks are taken to be true, numbers to be different."""
         tensor = next(one for one in args if isinstance(one, Tensor))
         device = _device_of(tensor)
+        count = tensor.numel()
+        made: list[tuple[tuple[int, ...], torch.dtype]] = []
+        what = f"every element of {name}"
         if name == "nonzero":
-            shape: tuple[int, ...] = (tensor.numel(), tensor.dim())
-            dtype = torch.int64
+            made = [((count, tensor.dim()), torch.int64)]
         elif name == "masked_select":
-            shape, dtype = (
-                (
-                    torch.broadcast_shapes(tensor.shape, args[1].shape).numel(),  # type: ignore[no-untyped-call]
-                ),
-                tensor.dtype,
-            )
+            shape = torch.broadcast_shapes(tensor.shape, args[1].shape)  # type: ignore[no-untyped-call]
+            made = [((shape.numel(),), tensor.dtype)]
         elif name == "index" and (found := _masked_shape(tensor, args[1])) is not None:
-            shape, dtype = found, tensor.dtype
+            made = [(found, tensor.dtype)]
+        elif name in _UNIQUE:
+            made = [((count,), tensor.dtype), (tuple(tensor.shape), torch.int64), ((count,), torch.int64)]
+            what = f"{name}: all elements differ"
+        elif name == "unique_dim":
+            size = tensor.shape[args[1]]
+            made = [(tuple(tensor.shape), tensor.dtype), ((size,), torch.int64), ((size,), torch.int64)]
+            what = f"{name}: all slices differ"
+        elif name == "bincount" and (size := args[2] if len(args) > 2 else kwargs.get("minlength", 0)):
+            weights = args[1] if len(args) > 1 else kwargs.get("weights")
+            made = [((size,), torch.int64 if weights is None else torch.float64)]
+            what = f"no number beyond the minlength of {name}"
         else:
             raise GhostError(
-                f"{_here()}{func} makes a shape that depends on the numbers in a tensor, and a ghost GPU has none; "
+                f"{here()}{func} makes a shape that depends on the numbers in a tensor, and a ghost GPU has none; "
                 "give it a fixed size (multiply by a mask instead of indexing with it), or run this part on the CPU"
             )
-        self._values.note(f"every element of {name}")
+        self._values.note(what)
         with self._fake:
-            return torch.empty(shape, dtype=dtype, device=device)
+            out = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in made]
+        return out[0] if len(func._schema.returns) == 1 else tuple(out)
+
+    def _pack(self, x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+        """Pack sequences: the sizes of batches are numbers on the CPU, and cuDNN reads them there."""
+        steps, batch = (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
+        known = twin_of(lengths)
+        if known is None:
+            self._values.note("full length of every sequence")
+            known = torch.full((batch,), steps, dtype=torch.int64)
+        with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+            sizes = _PACK(torch.empty(steps, batch, 1), known.cpu(), False)[1]
+            total = int(sizes.sum())
+        with self._fake, torch._C.DisableTorchFunction():
+            out = torch.empty((total, *x.shape[2:]), dtype=x.dtype, device=_device_of(x))
+        self._see(out)
+        return out, sizes
 
 
 def _crosses(name: str, args: Any, device: torch.device | None) -> bool:
@@ -286,9 +358,12 @@ def _masked_shape(tensor: Tensor, indices: Any) -> tuple[int, ...] | None:
     return (*tensor.shape[:place], mask.numel(), *tensor.shape[place + mask.dim() :])
 
 
-def _here() -> str:
-    frame = user_frame(sys._getframe(1))
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}: " if frame is not None else ""
+def _known_copy(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+    """Return a real copy of a ghost whose numbers are known."""
+    if not isinstance(args[0], FakeTensor) or args[0].is_floating_point() or twin_of(args[0]) is None:
+        return None
+    found: Tensor | None = results_of(func, "_to_copy", args, kwargs)
+    return found
 
 
 def _split(args: Any, kwargs: Any) -> tuple[bool, list[Tensor]]:

@@ -50,6 +50,7 @@ class MovedParameters:
         for name, value in vars(parameter).items():  # what the user hung on the parameter
             if name not in vars(other) and not (isinstance(parameter, FakeTensor) and name in _OWN):
                 other.__dict__[name] = value
+        other.__dict__.pop("_ghost_twin", None)  # a weight is trained: its numbers are of no use
         exchange(parameter, other)
         if was_real:
             self._moved.append((parameter, other))
@@ -62,7 +63,9 @@ class MovedParameters:
             exchange(parameter, other)
 
 
-_OWN = frozenset({"_fake_device", "fake_mode", "constant", "pytype", "dispatch_keys", "real_tensor", "_ghost_value"})
+_OWN = frozenset(
+    {"_fake_device", "fake_mode", "constant", "pytype", "dispatch_keys", "real_tensor", "_ghost_twin", "_ghost_guess"}
+)
 
 
 def exchange(one: Any, other: Any) -> None:

@@ -28,6 +28,7 @@ from mezzotint.ghost.mode import FaceMode, GhostFakeMode, GhostMode
 from mezzotint.ghost.modules import MovedParameters
 from mezzotint.ghost.owners import Owners
 from mezzotint.ghost.storages import MemoryEvent, Storages
+from mezzotint.ghost.twins import twin_of
 from mezzotint.ghost.values import Values
 from mezzotint.hardware.devices import DeviceSpec
 from mezzotint.hardware.gpus import find_gpu
@@ -203,6 +204,10 @@ def _patch_fake_tensor(patches: Patches, values: Values) -> None:
     patches.replace(FakeTensor, "get_device", lambda self: 0 if self.fake_device.type == "cuda" else -1)
 
     def to_numpy(self: Any, *_args: Any, **_kwargs: Any) -> Any:
+        real = twin_of(self)
+        if real is not None:
+            with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+                return real.numpy().copy()
         values.note("numpy")
         kind = str(self.dtype).removeprefix("torch.")
         return numpy.zeros(
@@ -215,7 +220,7 @@ def _patch_fake_tensor(patches: Patches, values: Values) -> None:
         return to_numpy(self).tolist()
 
     def to_text(self: Any, spec: str) -> str:
-        return format(self.item(), spec) if spec and not self.dim() else repr(self)
+        return repr(self) if self.dim() else format(self.item(), spec)
 
     def deep_copy(self: Any, memo: Any) -> Any:
         """Copy without asking where the data is, as `Tensor.__deepcopy__` does."""

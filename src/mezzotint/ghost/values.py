@@ -1,12 +1,13 @@
 """Numbers that a program asks of a ghost tensor, which has none: what it was told, and where.
 
-A number that is known is told truly: a scalar made by `full`, `zeros` or `ones`, or moved from the CPU, keeps its value
-until something writes to it, and a gradient scaler's "found infinity" reads 0. Everything else is assumed, and counted
-by the line that asked: each is also a synchronisation on a real GPU.
+A number that is known is told truly (`twins.py`), and a gradient scaler's "found infinity" reads 0. Everything else is
+assumed, and counted by the line that asked: each is also a synchronisation on a real GPU.
 """
 
+import operator
 import sys
 from collections import Counter
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -14,15 +15,23 @@ import torch
 from torch import Tensor
 
 from mezzotint.errors import GhostError
+from mezzotint.ghost.twins import twin_of
 
-MAX_ASKED = 1000
+MAX_ASKED = 10_000
 """How often one line may ask before it is taken for a loop that waits for a value."""
 
-_KEPT_BY = frozenset(
-    {"_to_copy", "clone", "detach", "alias", "lift_fresh", "view", "_unsafe_view", "squeeze", "expand"}
+_GUESSES = {"all": True, "isfinite": True, "any": False, "isnan": False, "isinf": False}
+"""What a yes-or-no question of all elements is taken for: training goes well, and masks keep something."""
+_KEEP_GUESS = frozenset(
+    {"_to_copy", "clone", "detach", "alias", "lift_fresh", "view", "_unsafe_view", "squeeze", "expand", "unsqueeze"}
 )
-_FILLED = {"zeros": 0, "ones": 1, "zeros_like": 0, "ones_like": 1, "zero_": 0, "new_zeros": 0, "new_ones": 1}
-_UNCHANGED = frozenset({"_amp_foreach_non_finite_check_and_unscale_", "_amp_update_scale_"})
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
+    "logical_and": lambda a, b: bool(a) and bool(b), "logical_or": lambda a, b: bool(a) or bool(b),
+}  # fmt: skip
+_COMPARE |= {
+    "mul": _COMPARE["logical_and"], "bitwise_and": _COMPARE["logical_and"], "bitwise_or": _COMPARE["logical_or"],
+}  # fmt: skip
 
 
 class Values:
@@ -31,29 +40,21 @@ class Values:
     def __init__(self) -> None:
         self.assumed: Counter[tuple[str, int, str]] = Counter()
 
-    def follow(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
-        """Note what an operation makes known or unknown."""
-        if isinstance(out, Tensor) and out.numel() == 1:
-            value = self._value_of(name, args)
-            out._ghost_value = value  # type: ignore[attr-defined]
+    def follow(self, name: str, args: Any, out: Any) -> None:
+        """Note how an answer of one boolean would be guessed: as its numbers are."""
+        if not isinstance(out, Tensor) or out.dtype is not torch.bool or out.numel() != 1 or not args:
             return
-        if name.endswith("_") and name not in _UNCHANGED and args:
-            first = args[0]
-            for one in first if isinstance(first, (list, tuple)) else (first,):
-                if getattr(one, "_ghost_value", None) is not None:
-                    one._ghost_value = None
-
-    def _value_of(self, name: str, args: Any) -> float | None:
-        if name in _FILLED:
-            return _FILLED[name]
-        if name in ("full", "full_like", "fill_", "new_full"):
-            given = args[-1] if len(args) > 1 else None
-            return given if isinstance(given, (int, float)) else None
-        if name in ("scalar_tensor",):
-            return args[0] if isinstance(args[0], (int, float)) else None
-        if name in _UNCHANGED or name in _KEPT_BY:
-            return known(args[0]) if args else None
-        return None
+        if name in _GUESSES:
+            guess = _GUESSES[name]
+        elif name in ("logical_not", "bitwise_not"):
+            guess = not _guessed(args[0])
+        elif name in _KEEP_GUESS:
+            guess = bool(_guessed(args[0]))
+        elif name in _COMPARE and len(args) > 1:
+            guess = bool(_COMPARE[name](_guessed(args[0]), _guessed(args[1])))
+        else:
+            return
+        out._ghost_guess = guess  # type: ignore[attr-defined]
 
     def item(self, tensor: Tensor) -> Any:
         """Return the number of a one-element ghost. Raises GhostError where one line asks without end."""
@@ -66,7 +67,7 @@ class Values:
                     f"{path}:{line} asked {MAX_ASKED} times for a number that only a real run computes; a ghost GPU "
                     "answers 1.0, 1 or False, and this loop waits for something else"
                 )
-            value = False if dtype is torch.bool else 1
+            value = _guessed(tensor)
         if dtype is torch.bool:
             return bool(value)
         if dtype.is_complex:
@@ -81,10 +82,24 @@ class Values:
         return place
 
 
-def known(tensor: Any) -> float | None:
-    """Return the value of a one-element tensor, if it is known."""
-    value = getattr(tensor, "_ghost_value", None)
-    return value if isinstance(value, (int, float)) else None
+def known(tensor: Any) -> Any:
+    """Return the number of a one-element tensor, if it is known."""
+    twin = twin_of(tensor) if isinstance(tensor, Tensor) and tensor.numel() == 1 else None
+    if twin is None:
+        return None
+    with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+        return twin.item()
+
+
+def _guessed(value: Any) -> Any:
+    """Return what a number is taken for: itself if it is known, else 1, and False for a boolean without a guess."""
+    if not isinstance(value, Tensor):
+        return value
+    found = known(value)
+    if found is None:
+        found = getattr(value, "_ghost_guess", value.dtype is not torch.bool)
+        return found if value.dtype is torch.bool else 1
+    return found
 
 
 def user_frame(frame: FrameType | None) -> FrameType | None:
@@ -98,3 +113,9 @@ def user_frame(frame: FrameType | None) -> FrameType | None:
             fallback = fallback or frame
         frame = frame.f_back
     return fallback
+
+
+def here() -> str:
+    """Return the user's line as the beginning of a sentence."""
+    frame = user_frame(sys._getframe(1))
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}: " if frame is not None else ""

@@ -5,7 +5,7 @@ recurrent layers, whose speed is a guess.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 
@@ -53,6 +53,8 @@ class Cost:
 
 
 _VIEWS = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_local_scalar_dense"})
+_COMPLEX = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
+_NO_PRODUCTS = ("int", "uint", "bool")
 _RECURRENT = frozenset({"_cudnn_rnn", "_cudnn_rnn_backward"})
 # a kernel of the foreach family takes up to so many tensors (4 KiB of arguments, ATen/native/cuda/MultiTensorApply.cuh)
 _TENSORS_PER_KERNEL = 64
@@ -87,9 +89,12 @@ def cost_of(call: Call) -> Cost:
         return Cost(work=Work.NOTHING, format=dtype, nbytes=0)
     if name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "addmm_", "baddbmm_", "_grouped_mm"):
         product = _product(name, call.inputs, call.outputs)
-        if product is not None:
+        operands = _operands(name, call.inputs)
+        if product is not None and operands in _COMPLEX:  # four real products
+            product, operands = replace(product, k=4 * product.k), _COMPLEX[operands]
+        if product is not None and not operands.startswith(_NO_PRODUCTS):
             return Cost(
-                work=Work.PRODUCT, format=_operands(call.inputs), nbytes=call.nbytes, products=(product,),
+                work=Work.PRODUCT, format=operands, nbytes=call.nbytes, products=(product,),
                 flops=2 * product.m * product.n * product.k * product.batch,
             )  # fmt: skip
     if name in ("convolution", "convolution_backward", "cudnn_convolution"):
@@ -122,9 +127,9 @@ def _bytes(call: Call) -> int:
     return call.nbytes
 
 
-def _operands(inputs: Sequence[TensorMeta]) -> str:
+def _operands(name: str, inputs: Sequence[TensorMeta]) -> str:
     """Return the dtype of a product's operands: the last two matrices, whatever is added to them."""
-    return inputs[-1].dtype
+    return inputs[0 if name == "_grouped_mm" else -1].dtype  # offsets of groups come last
 
 
 def _product(name: str, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> Product | None:
