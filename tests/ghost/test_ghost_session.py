@@ -238,7 +238,7 @@ def test_what_cannot_be_done_is_refused() -> None:
         with pytest.raises(GhostError, match="on already"):
             ghost_gpu("H100").__enter__()
         with pytest.raises(GhostError, match=r"torch\.func\.vmap"):
-            torch.func.vmap(torch.sin)
+            torch.func.vmap(torch.sin)(torch.randn(3, device="cuda"))
         with pytest.raises(GhostError, match="with 2 processes"):
             torch.distributed.init_process_group("nccl", rank=0, world_size=2)
         with pytest.raises(GhostError, match="graphs"):

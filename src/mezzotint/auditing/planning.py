@@ -25,7 +25,7 @@ class GhostOutcome:
 
 
 def run_on_ghost(
-    target: Target, card: DeviceSpec, precision: Precision, *, steps: int, has_ranges: bool = False
+    target: Target, card: DeviceSpec, precision: Precision, *, steps: int, is_in_rounds: bool = False
 ) -> GhostOutcome:
     """Run a script for a few steps on a ghost GPU.
 
@@ -38,7 +38,7 @@ def run_on_ghost(
         with recording.within(recorder), in_precision(precision):
             yield
 
-    outcome = run_target(target, steps=steps, has_ranges=has_ranges, within=within)
+    outcome = run_target(target, steps=steps, has_ranges=False, within=within, is_in_rounds=is_in_rounds)
     return GhostOutcome(run=recording.run(outcome.trace), outcome=outcome)
 
 
@@ -78,7 +78,7 @@ def plan_target(
             same = next((run for known, run in runs.items() if _is_same_run(known, precision)), None)
             if same is None:
                 with redirect_stdout(sys.stderr):  # the script runs many times, and the result is ours
-                    found = run_on_ghost(target, card, precision, steps=steps)
+                    found = run_on_ghost(target, card, precision, steps=steps, is_in_rounds=True)
                 if not found.run.trace.steps:
                     raise PlanError(_nothing_to_plan(target, found.outcome))
                 same = runs[precision] = found.run

@@ -19,10 +19,11 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+from mezzotint.auditing.rounds import Rounds
 from mezzotint.errors import AuditError, GhostError
 from mezzotint.patches import Patches
 from mezzotint.trace.record import Trace
-from mezzotint.trace.recorder import Enough, Recorder
+from mezzotint.trace.recorder import Enough, Recorder, observer
 
 _OURS = str(Path(__file__).parents[1]) + "/"
 _MAX_IGNORED = 3  # how often a script may swallow `Enough` before it is ended
@@ -92,16 +93,18 @@ def run_target(
     has_ranges: bool,
     on_stuck: Callable[[Trace], None] | None = None,
     within: Callable[[Recorder], AbstractContextManager[None]] | None = None,
+    is_in_rounds: bool = False,
 ) -> Outcome:
     """Run the target under a recorder until `steps` training steps were seen.
 
-    `within` surrounds the recorder: a ghost GPU, say. `on_stuck` gets the trace of a script that goes on after being
+    `within` surrounds the recorder: a ghost GPU, say. With `is_in_rounds`, optimizers that step in turns, as those of a
+    GAN, make one step together. `on_stuck` gets the trace of a script that goes on after being
     stopped three times; it should not return. Raises AuditError where the target cannot be started: a file that is not
     Python, a function that is not there.
     """
     limit = None if target.function else steps
     process = os.getpid()
-    recorder = _Stopper(steps=limit, has_ranges=has_ranges, on_stuck=on_stuck)
+    recorder = _Stopper(steps=limit, has_ranges=has_ranges, on_stuck=on_stuck, is_in_rounds=is_in_rounds)
     run = _starter(target, steps, after_step=recorder.end_step)
     assert isinstance(run, FunctionType)
     recorder.begin_places_at(run.__code__)
@@ -122,18 +125,31 @@ def run_target(
             ending, text = Ending.ERROR, _described(error)
     trace = recorder.trace()
     trace.command = str(target)
+    trace.steps[:] = recorder.rounds.merged(trace.steps) if is_in_rounds else trace.steps
     return Outcome(trace=trace, ending=ending, text=text, is_child=os.getpid() != process)
 
 
 class _Stopper(Recorder):
     """A recorder that insists."""
 
-    def __init__(self, *, steps: int | None, has_ranges: bool, on_stuck: Callable[[Trace], None] | None) -> None:
+    def __init__(
+        self, *, steps: int | None, has_ranges: bool, on_stuck: Callable[[Trace], None] | None, is_in_rounds: bool
+    ) -> None:
         super().__init__(steps=steps, has_ranges=has_ranges)
         self._on_stuck = on_stuck
         self._num_ignored = 0
+        self._num_rounds = steps if is_in_rounds else None
+        self.rounds = Rounds()
+
+    @observer
+    def after_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Note whose step it was."""
+        super().after_optimizer(optimizer, args, kwargs)
+        self.rounds.see(id(optimizer), self.num_steps)
 
     def _before_backward(self) -> None:
+        if self._num_rounds is not None:
+            self._max_steps = 0 if self.rounds.are_over(self._num_rounds) else None
         try:
             super()._before_backward()
         except Enough:

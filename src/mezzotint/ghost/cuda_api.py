@@ -1,13 +1,17 @@
 """`torch.cuda` and `torch.accelerator` as a program finds them on a machine with the ghost's card."""
 
 import contextlib
+from functools import partial, wraps
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
 
 from mezzotint.errors import GhostError
 from mezzotint.ghost.checkpoints import Checkpoints
+from mezzotint.ghost.flex import patch_flex
 from mezzotint.ghost.processes import World
 from mezzotint.ghost.tensor_types import patch_types
 from mezzotint.ghost.values import here
@@ -262,23 +266,16 @@ def _patch_rest(patches: Patches, gpu: "ghost_gpu") -> None:
 
     patches.replace(torch, "Generator", Generator)
 
-    def compiled(model: Any = None, **kwargs: Any) -> Any:
-        if model is None:
-            return lambda function: compiled(function, **kwargs)
-        name = type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__qualname__", "step")
-        gpu.compiled.append(name)
-        return model
-
     def as_python(made: Any = None, *_args: Any, **_kwargs: Any) -> Any:
         note = "torch.jit.script and trace are run as the Python that they were made from"
         if note not in gpu.notes:
             gpu.notes.append(note)
         return made
 
-    patches.replace(torch, "compile", compiled)
+    patches.replace(torch, "compile", gpu.regions.compile)
     for name in ("script", "trace", "trace_module", "freeze", "optimize_for_inference"):
         patches.replace(torch.jit, name, as_python)
-    patches.replace(torch.nn.Module, "compile", lambda self, *_a, **_k: gpu.compiled.append(type(self).__name__))
+    patches.replace(torch.nn.Module, "compile", lambda self, *_a, **_k: gpu.regions.compile(self) and None)
     patches.replace(torch.Tensor, "pin_memory", lambda self, *_a, **_k: self)
     patches.replace(torch.Tensor, "is_pinned", lambda _self, *_a, **_k: False)
     patches.replace(torch.Tensor, "record_stream", lambda _self, *_a, **_k: None)
@@ -299,6 +296,31 @@ def _patch_rest(patches: Patches, gpu: "ghost_gpu") -> None:
         original(self, *args, **kwargs)
 
     patches.wrap(torch.utils.data.DataLoader, "__init__", loader)
-    functorch = "torch.func transforms: a ghost GPU cannot follow them, as their wrappers keep a device of their own"
-    for name in ("grad", "vmap", "jacrev", "jacfwd", "hessian", "vjp", "jvp", "grad_and_value"):
-        patches.replace(torch.func, name, _refusing(f"torch.func.{name}: {functorch}"))
+    patch_flex(patches, gpu)
+    for name in ("grad", "vmap", "jacrev", "jacfwd", "hessian", "vjp", "jvp", "grad_and_value", "linearize"):
+        for owner in (torch.func, torch):
+            if callable(getattr(owner, name, None)):
+                patches.wrap(owner, name, partial(_transform, name))
+
+
+def _transform(name: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+    """Do what a transform of `torch.func` does on real tensors, and refuse it for ghosts."""
+    _refuse_ghosts(name, args, kwargs)
+    made = original(*args, **kwargs)
+    if not callable(made):
+        return made
+
+    @wraps(made)
+    def transformed(*inner: Any, **named: Any) -> Any:
+        _refuse_ghosts(name, inner, named)
+        return made(*inner, **named)
+
+    return transformed
+
+
+def _refuse_ghosts(name: str, args: Any, kwargs: Any) -> None:
+    if any(isinstance(one, FakeTensor) for one in tree_leaves((args, kwargs))):
+        raise GhostError(
+            f"{here()}torch.func.{name}: a ghost GPU cannot follow the transforms of torch.func, whose wrappers keep a "
+            "device of their own; use torch.autograd.grad, or run this part on the CPU"
+        )

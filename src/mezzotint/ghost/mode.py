@@ -20,9 +20,11 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mezzotint.errors import GhostError
 from mezzotint.ghost.access import extra_bytes
+from mezzotint.ghost.compiled import CompiledRegions
 from mezzotint.ghost.faces import Face, Faces
 from mezzotint.ghost.kernels import KERNELS
 from mezzotint.ghost.storages import Storages
@@ -32,6 +34,9 @@ from mezzotint.ghost.values import Values, here
 
 MAX_REAL = 4096
 """Floating-point CPU tensors with more elements than this are made fake."""
+
+MAX_TRIED = 1 << 22
+"""Operations without a fake kernel are tried on the CPU up to so many elements."""
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
@@ -92,7 +97,15 @@ class FaceMode(TorchFunctionMode):
 class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs operations on fake tensors or for real, and notes memory and assumptions."""
 
-    def __init__(self, face: Face, faces: Faces, fake: GhostFakeMode, values: Values, storages: Storages) -> None:
+    def __init__(
+        self,
+        face: Face,
+        faces: Faces,
+        fake: GhostFakeMode,
+        values: Values,
+        storages: Storages,
+        regions: CompiledRegions,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._face = face
         self._faces = faces
@@ -106,6 +119,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.on_channels_last: Callable[[], object] = int
         self.on_extra_bytes: Callable[[int], object] = int
         self.workspace_bytes = 0
+        self.regions = regions
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -160,6 +174,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         follow(func, name, *given, out, writes)
         self._see(out)
         self._note_access(func, name, args, out)
+        self.regions.see(is_view=func.is_view)
         return out
 
     def _answer(self, func: Any, name: str, args: Any, kwargs: Any, writes: frozenset[int | str]) -> Any:
@@ -196,10 +211,13 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = self._computed(func, name, *given)
             return self._guess(func, name, args, kwargs) if out is None else out
         except UnsupportedOperatorException:
-            raise GhostError(
-                f"{here()}{func} has no fake kernel, so a ghost GPU cannot run it; register one with "
-                "torch.library.register_fake, or replace the operation"
-            ) from None
+            out = self._tried(func, args, kwargs)
+            if out is None:
+                raise GhostError(
+                    f"{here()}{func} has no fake kernel, so a ghost GPU cannot run it; register one with "
+                    "torch.library.register_fake, or replace the operation"
+                ) from None
+            return out
 
     def _note(self, name: str, args: Any, kwargs: Any) -> None:
         """Note what shapes do not tell: a library's workspace, and whether attention has a causal mask."""
@@ -255,6 +273,11 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _see(self, out: Any) -> None:
         if isinstance(out, FakeTensor):
+            if out.layout is not torch.strided:
+                raise GhostError(
+                    f"{here()}a tensor with layout {out.layout}, whose size depends on numbers: a ghost GPU takes "
+                    "dense ones; leave out sparse=True where an embedding has it"
+                )
             if out.fake_device.type == "cuda":
                 self._storages.see(out)
         elif isinstance(out, (list, tuple)):
@@ -273,6 +296,27 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             remember(made[-1], real)
         return tuple(made) if isinstance(reals, (tuple, list)) else made[0]
 
+    def _tried(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return what an operation without a fake kernel gives, learned from its CPU kernel on ones; None without."""
+        total = sum(one.numel() for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor))
+        if total > MAX_TRIED:
+            return None
+        device = next((_device_of(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)), _GHOST)
+
+        def stand_in(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return torch.ones(value.shape, dtype=value.dtype)
+            return _CPU if isinstance(value, torch.device) else value
+
+        try:
+            with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction(), torch.random.fork_rng(devices=()):
+                found = func(*tree_map(stand_in, args), **tree_map(stand_in, kwargs))
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return None
+        if self._traits(func)[1]:
+            return args[0]
+        return tree_map(lambda one: self.make_fake(one, device) if isinstance(one, Tensor) else one, found)
+
     def _guess(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Give a tensor whose shape depends on data: masks are taken to be true, numbers to be different."""
         tensor = next(one for one in args if isinstance(one, Tensor))
@@ -284,9 +328,13 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             made = [((count, tensor.dim()), torch.int64)]
         elif name == "masked_select":
             shape = torch.broadcast_shapes(tensor.shape, args[1].shape)  # type: ignore[no-untyped-call]
-            made = [((shape.numel(),), tensor.dtype)]
+            num_true = _num_true(args[1]) if args[1].shape == shape else None
+            made = [((shape.numel() if num_true is None else num_true,), tensor.dtype)]
+            what = what if num_true is None else ""
         elif name == "index" and (found := _masked_shape(tensor, args[1])) is not None:
             made = [(found, tensor.dtype)]
+            if _num_true(next(one for one in args[1] if one is not None)) is not None:
+                what = ""
         elif name in _UNIQUE:
             made = [((count,), tensor.dtype), (tuple(tensor.shape), torch.int64), ((count,), torch.int64)]
             what = f"{name}: all elements differ"
@@ -303,7 +351,8 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"{here()}{func} makes a shape that depends on the numbers in a tensor, and a ghost GPU has none; "
                 "give it a fixed size (multiply by a mask instead of indexing with it), or run this part on the CPU"
             )
-        self._values.note(what)
+        if what:
+            self._values.note(what)
         with self._fake:
             out = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in made]
         return out[0] if len(func._schema.returns) == 1 else tuple(out)
@@ -350,12 +399,14 @@ def _device_of(tensor: Tensor) -> torch.device:
 
 
 def _masked_shape(tensor: Tensor, indices: Any) -> tuple[int, ...] | None:
-    """Return the shape of `tensor[mask]` with every element of the mask true; None for mixed indices."""
+    """Return the shape of `tensor[mask]`, every element of an unknown mask true; None for mixed indices."""
     given = [(place, one) for place, one in enumerate(indices) if one is not None]
     if len(given) != 1 or given[0][1].dtype not in (torch.bool, torch.uint8):
         return None
     place, mask = given[0]
-    return (*tensor.shape[:place], mask.numel(), *tensor.shape[place + mask.dim() :])
+    num_true = _num_true(mask)
+    count = mask.numel() if num_true is None else num_true
+    return (*tensor.shape[:place], count, *tensor.shape[place + mask.dim() :])
 
 
 def _known_copy(func: Any, args: Any, kwargs: Any) -> Tensor | None:
@@ -364,6 +415,15 @@ def _known_copy(func: Any, args: Any, kwargs: Any) -> Tensor | None:
         return None
     found: Tensor | None = results_of(func, "_to_copy", args, kwargs)
     return found
+
+
+def _num_true(mask: Tensor) -> int | None:
+    """Return how many elements of a mask are true, if they are known."""
+    known = twin_of(mask)
+    if known is None:
+        return None
+    with torch._C._DisableTorchDispatch():
+        return int(known.count_nonzero())
 
 
 def _split(args: Any, kwargs: Any) -> tuple[bool, list[Tensor]]:

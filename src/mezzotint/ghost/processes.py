@@ -131,6 +131,7 @@ class World:
                     patches.replace(owner, name, value)
         for owner in (torch.nn.parallel, torch.nn.parallel.distributed):
             patches.replace(owner, "DistributedDataParallel", GhostDataParallel)
+        patches.replace(torch.nn.DataParallel, "scatter", _scattered)
         for name in ("spawn", "start_processes"):
             patches.replace(torch.multiprocessing, name, _spawn)
 
@@ -152,6 +153,11 @@ class World:
                 "Default process group has not been initialized, please make sure to call init_process_group."
             )
         return value
+
+
+def _scattered(_self: Any, inputs: Any, kwargs: Any, _device_ids: Any) -> Any:
+    """What `DataParallel` does with its inputs, on one card."""
+    return tree_map_only(Tensor, lambda one: one.to("cuda"), ((inputs,), (kwargs,)))
 
 
 def _nothing(*_args: Any, async_op: bool = False, **_kwargs: Any) -> _Done | None:

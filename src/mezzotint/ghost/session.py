@@ -20,6 +20,7 @@ from torch.utils import _foreach_utils
 
 from mezzotint.errors import GhostError
 from mezzotint.ghost.allocator import MIB, CachingAllocator
+from mezzotint.ghost.compiled import CompiledRegions
 from mezzotint.ghost.cuda_api import patch_cuda
 from mezzotint.ghost.faces import Face, Faces
 from mezzotint.ghost.guard import install_guard
@@ -68,7 +69,7 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
         self.extra_bytes: dict[int, int] = {}
         self.allocator = CachingAllocator()
         self.out_of_memory: str | None = None
-        self.compiled: list[str] = []
+        self.regions = CompiledRegions()
         self.notes: list[str] = []
         self.on_exit: list[Callable[[], None]] = []
         self._face = Face()
@@ -109,6 +110,8 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
             self.storages.on_event = self._on_memory
             stack.callback(self._moved.restore)
             stack.callback(self._patches.undo)
+            stack.callback(self.regions.remove)
+            self.regions.install()
             self._patch()
             stack.callback(self._faces.remove)
             self._faces.install()
@@ -119,7 +122,7 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
             overrides.install()
             self._fake.__enter__()
             stack.push(self._fake.__exit__)
-            mode = GhostMode(self._face, self._faces, self._fake, self.values, self.storages)
+            mode = GhostMode(self._face, self._faces, self._fake, self.values, self.storages, self.regions)
             mode.on_causal = lambda: self.causal.add(self.storages.clock())
             mode.on_wait = lambda: self.waits.add(self.storages.clock())
             mode.on_transfer = lambda: self.transfers.add(self.storages.clock())

@@ -20,7 +20,7 @@ from mezzotint.ghost.twins import twin_of
 MAX_ASKED = 10_000
 """How often one line may ask before it is taken for a loop that waits for a value."""
 
-_GUESSES = {"all": True, "isfinite": True, "any": False, "isnan": False, "isinf": False}
+_GUESSES = {"all": True, "_is_all_true": True, "any": False, "_is_any_true": False}
 """What a yes-or-no question of all elements is taken for: training goes well, and masks keep something."""
 _KEEP_GUESS = frozenset(
     {"_to_copy", "clone", "detach", "alias", "lift_fresh", "view", "_unsafe_view", "squeeze", "expand", "unsqueeze"}
@@ -46,6 +46,8 @@ class Values:
             return
         if name in _GUESSES:
             guess = _GUESSES[name]
+            if args[0].numel() == 1 and args[0].dtype is torch.bool and not name.startswith("_is"):
+                guess = bool(_guessed(args[0]))
         elif name in ("logical_not", "bitwise_not"):
             guess = not _guessed(args[0])
         elif name in _KEEP_GUESS:

@@ -103,8 +103,8 @@ def reasons(plans: Sequence[Plan]) -> list[str]:
     )
     if best.time.is_host_bound:
         lines.append(
-            f"the GPU waits for the host: {best.time.num_launches} launches take about {best.time.host * 1e3:.0f} ms "
-            f"to issue, the GPU needs {best.time.gpu * 1e3:.0f} ms; a larger batch or torch.compile helps more"
+            f"the GPU waits for the host: {best.time.num_launches} launches take about {best.time.host * 1e3:.2g} ms "
+            f"to issue, the GPU needs {best.time.gpu * 1e3:.2g} ms; a larger batch or torch.compile helps more"
         )
     if base is not None:
         ratio = best.time.gpu / base.time.gpu if base.time.gpu else 1.0

@@ -150,6 +150,12 @@ def notes(plans: Sequence[Plan]) -> list[str]:
     if len(assumed) > _MAX_LINES:
         lines.append(f"... and at {len(assumed) - _MAX_LINES} more places")
     lines += [f"note    {note}" for note in first.run.notes]
-    if first.run.is_compiled:
-        lines.append(f"note    {', '.join(first.run.compiled)} would be compiled: runs of small operations are fused")
+    if first.run.compiled:
+        names = ", ".join(first.run.compiled[:_MAX_LINES])
+        lines.append(
+            f"note    {names} would be compiled: runs of small operations are fused"
+            if first.run.is_compiled
+            else f"note    {names} would be compiled, {first.run.compiled_share:.0%} of the forward pass: the step is "
+            "planned as if nothing were"
+        )
     return lines

@@ -43,7 +43,7 @@ _ABOUT_HOOKS = "Using `torch.compile.*when there are global hooks"
 _active: list["Recorder"] = []
 
 
-def _observer(hook: Callable[..., Any]) -> Callable[..., Any]:
+def observer(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a hook that changes nothing: the engine's fused updates need not step aside for it."""
     hook.observes_only = True  # type: ignore[attr-defined]
     return hook
@@ -249,7 +249,7 @@ class Recorder:
         self._has_backward = True
         self._tape.updates.release()
 
-    @_observer
+    @observer
     def before_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Note the state in which an optimizer finds weights and gradients; returns a step\'s arguments, if changed."""
         lane = self._lanes.mine()
@@ -285,7 +285,7 @@ class Recorder:
 
         return watched
 
-    @_observer
+    @observer
     def after_optimizer(self, optimizer: Any, _args: Any, _kwargs: Any) -> None:
         """Note what an optimizer did."""
         lane = self._lanes.mine()
