@@ -1,12 +1,13 @@
 """Running somebody's training script on a ghost GPU, once for each card and precision, and planning each run."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mezzotint.auditing.script import Outcome, Target, run_target
+from mezzotint.auditing.script import Ending, Outcome, Target, run_target
 from mezzotint.errors import PlanError
 from mezzotint.hardware.devices import DeviceSpec
 from mezzotint.hardware.gpus import find_gpu
@@ -38,7 +39,13 @@ def run_on_ghost(
         with recording.within(recorder), in_precision(precision):
             yield
 
-    outcome = run_target(target, steps=steps, has_ranges=False, within=within, is_in_rounds=is_in_rounds)
+    outcome = run_target(
+        target, steps=steps, has_ranges=False, within=within, is_in_rounds=is_in_rounds,
+        on_stuck=lambda _trace: _give_up(target),
+    )  # fmt: skip
+    early = _ended_early(outcome, steps) if is_in_rounds else None
+    if early is not None:
+        outcome.trace.notes.append(early)
     return GhostOutcome(run=recording.run(outcome.trace), outcome=outcome)
 
 
@@ -77,13 +84,26 @@ def plan_target(
             on_progress(f"{card.name}, {precision.name}")
             same = next((run for known, run in runs.items() if _is_same_run(known, precision)), None)
             if same is None:
-                with redirect_stdout(sys.stderr):  # the script runs many times, and the result is ours
+                with _quiet(is_first=not plans and not runs):
                     found = run_on_ghost(target, card, precision, steps=steps, is_in_rounds=True)
+                if found.outcome.ending is Ending.INTERRUPT:
+                    raise KeyboardInterrupt
                 if not found.run.trace.steps:
                     raise PlanError(_nothing_to_plan(target, found.outcome))
                 same = runs[precision] = found.run
             plans.append(make_plan(same, precision))
     return plans
+
+
+@contextmanager
+def _quiet(*, is_first: bool) -> Iterator[None]:
+    """Keep the script from standard output, where the result goes; what it says is wanted once."""
+    if is_first:
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def config_target(path: Path, *, batch: int, length: int | None, is_checkpointed: bool) -> Target:
@@ -110,11 +130,49 @@ def _is_same_run(known: Precision, wanted: Precision) -> bool:
     return not known.is_as_written and known.dtype == wanted.dtype and known.has_tf32 == wanted.has_tf32
 
 
+_HINTS = (
+    ("ModuleNotFoundError", "install it, or plan the path without it: a ghost GPU runs no CUDA kernels of libraries"),
+    ("CUDA_HOME", "a ghost GPU runs no custom CUDA kernels; plan the path without them"),
+    ("nvcc", "a ghost GPU runs no custom CUDA kernels; plan the path without them"),
+    ("_RANK'", "it expects torchrun; set RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 in front of the command"),
+    ("'RANK'", "it expects torchrun; set RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 in front of the command"),
+    ("'WORLD_SIZE'", "it expects torchrun; set RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 in front of the command"),
+    ("Cannot access accelerator", "C++ asks for the driver there, and a ghost GPU has none; name devices as 'cuda:0'"),
+    ("Torch not compiled with CUDA", "C++ asks for the driver there, and a ghost GPU has none"),
+)
+"""What to do about errors that a script meets on a ghost GPU, by a part of their text."""
+
+
 def _nothing_to_plan(target: Target, outcome: Outcome) -> str:
+    if outcome.ending is Ending.EXIT:
+        where = f" at {outcome.place}" if outcome.place else ""
+        return f"{target} called sys.exit({outcome.text}){where} before a training step on the ghost GPU"
     if outcome.text is not None:
-        return f"{target} ended before a training step on the ghost GPU: {outcome.text}"
+        hint = next((f"; {text}" for part, text in _HINTS if part in outcome.text), "")
+        return f"{target} ended before a training step on the ghost GPU: {outcome.text}{hint}"
     backwards = sum(event.name == "backward" for event in outcome.trace.events)
     return (
         f"{target} ended without a training step: {len(outcome.trace.operations)} operations and {backwards} backward "
         "passes were seen, but no torch optimizer stepped; name a function that makes a step: SCRIPT.py:make_step"
     )
+
+
+def _ended_early(outcome: Outcome, steps: int) -> str | None:
+    """Say so where a script ended by itself before all steps that were wanted."""
+    found = len(outcome.trace.steps)
+    if outcome.ending is Ending.STEPS or found >= steps:
+        return None
+    how = {
+        Ending.ERROR: f"an error: {outcome.text}",
+        Ending.EXIT: f"sys.exit({outcome.text}) at {outcome.place}",
+    }.get(outcome.ending, "its end")
+    return f"{found} of {steps} steps ran before {how}; the last whole step is planned"
+
+
+def _give_up(target: Target) -> None:
+    """End a script that catches everything, and the process with it: nothing else stops it."""
+    sys.stderr.write(
+        f"mezzotint: error: {target} caught the signal to stop and went on; let it catch Exception, not everything\n"
+    )
+    sys.stderr.flush()
+    os._exit(2)

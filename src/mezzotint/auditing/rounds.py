@@ -34,7 +34,7 @@ class Rounds:
 
     def merged(self, steps: Sequence[StepRecord]) -> list[StepRecord]:
         """Return one record for each round."""
-        found = []
+        found: list[StepRecord] = []
         for _, indices in self._rounds:
             ones = [steps[index] for index in indices if index < len(steps)]
             if ones:

@@ -63,11 +63,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What was recorded, and how the script ended; `text` is the error or exit code in words."""
+    """What was recorded, and how the script ended; `text` is the error or exit code in words, `place` its line."""
 
     trace: Trace
     ending: Ending
     text: str | None
+    place: str | None = None
     is_child: bool = False
 
 
@@ -108,7 +109,7 @@ def run_target(
     run = _starter(target, steps, after_step=recorder.end_step)
     assert isinstance(run, FunctionType)
     recorder.begin_places_at(run.__code__)
-    ending, text = Ending.END, None
+    ending, text, place = Ending.END, None, None
     with _as_main(target), _counting_processes(recorder):
         try:
             with within(recorder) if within is not None else nullcontext(), recorder:
@@ -118,15 +119,15 @@ def run_target(
         except Enough:
             ending = Ending.STEPS
         except SystemExit as error:
-            ending, text = Ending.EXIT, str(error.code)
+            ending, text, place = Ending.EXIT, str(error.code), _place_of(error)
         except KeyboardInterrupt:
             ending = Ending.INTERRUPT
         except Exception as error:
-            ending, text = Ending.ERROR, _described(error)
+            ending, text, place = Ending.ERROR, _described(error), _place_of(error)
     trace = recorder.trace()
     trace.command = str(target)
     trace.steps[:] = recorder.rounds.merged(trace.steps) if is_in_rounds else trace.steps
-    return Outcome(trace=trace, ending=ending, text=text, is_child=os.getpid() != process)
+    return Outcome(trace=trace, ending=ending, text=text, place=place, is_child=os.getpid() != process)
 
 
 class _Stopper(Recorder):
@@ -300,11 +301,16 @@ def _counting_processes(recorder: Recorder) -> Iterator[None]:
             recorder.notes.append(f"{were} started, and what ran there was not seen: {shown}")
 
 
-def _described(error: Exception) -> str:
-    """Return an error with the line of the user's program that it came from."""
+def _place_of(error: BaseException) -> str | None:
+    """Return the line of the user's program that an error came from."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]
     own = [frame for frame in frames if "/torch/" not in frame.filename and "-packages/" not in frame.filename]
-    place = (own or frames)[-1] if frames else None
-    where = f" at {place.filename}:{place.lineno}" if place is not None else ""
+    found = (own or frames)[-1] if frames else None
+    return f"{found.filename}:{found.lineno}" if found is not None else None
+
+
+def _described(error: Exception) -> str:
+    """Return an error with the line of the user's program that it came from."""
+    place = _place_of(error)
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}{': ' + text[0] if text else ''}{where}"
+    return f"{type(error).__name__}{': ' + text[0] if text else ''}{f' at {place}' if place else ''}"

@@ -145,8 +145,7 @@ KERNELS: dict[Any, Callable[[Any, Any, Any], Any]] = {
     **{
         overload: _in_place
         for packet in (_aten._fused_sgd_, _aten._fused_adagrad_)
-        for overload in (getattr(packet, name) for name in packet.overloads())
-        if not overload._schema.returns
+        for overload in (packet.default, packet.tensor_lr)
     },
 }
 """Fake kernels by operation: called with (operation, args, kwargs) under the fake mode."""

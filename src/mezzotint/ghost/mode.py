@@ -115,6 +115,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._names: dict[Any, tuple[str, frozenset[int | str]]] = {}
         self.on_causal: Callable[[], object] = int
         self.on_wait: Callable[[], object] = int
+        self.on_host: Callable[[], object] = int
         self.on_transfer: Callable[[], object] = int
         self.on_channels_last: Callable[[], object] = int
         self.on_extra_bytes: Callable[[int], object] = int
@@ -158,6 +159,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not ghosts and (device is None or device.type != "cuda"):
             is_on_cpu = device is None or device.type == "cpu"
             if reals or not is_on_cpu or not _is_large(name, args, kwargs):
+                self.on_host()
                 with torch._C._DisableTorchDispatch():
                     return func(*args, **kwargs)
         answer = self._answer(func, name, args, kwargs, writes)
@@ -175,6 +177,8 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._see(out)
         self._note_access(func, name, args, out)
         self.regions.see(is_view=func.is_view)
+        if isinstance(out, FakeTensor) and out.fake_device.type == "cpu" and name not in _COPIES:
+            self.on_host()
         return out
 
     def _answer(self, func: Any, name: str, args: Any, kwargs: Any, writes: frozenset[int | str]) -> Any:

@@ -65,6 +65,7 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
         self.causal: set[int] = set()
         self.waits: set[int] = set()
         self.transfers: set[int] = set()
+        self.on_host: set[int] = set()
         self.channels_last: set[int] = set()
         self.extra_bytes: dict[int, int] = {}
         self.allocator = CachingAllocator()
@@ -125,6 +126,7 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
             mode = GhostMode(self._face, self._faces, self._fake, self.values, self.storages, self.regions)
             mode.on_causal = lambda: self.causal.add(self.storages.clock())
             mode.on_wait = lambda: self.waits.add(self.storages.clock())
+            mode.on_host = lambda: self.on_host.add(self.storages.clock())
             mode.on_transfer = lambda: self.transfers.add(self.storages.clock())
             mode.on_channels_last = lambda: self.channels_last.add(self.storages.clock())
             mode.on_extra_bytes = lambda extra: self.extra_bytes.update({self.storages.clock(): extra})

@@ -20,9 +20,9 @@ class GhostRun:
 
     `memory` are allocations and releases in order; `owners` says which storages are weights, gradients or optimizer
     states. Sets of operations by index: `causal` attention with a causal mask, `waits` for a number from the GPU,
-    `transfers` between the host's memory and the card's, convolutions with `channels_last`. `extra_bytes` is what
-    operations move beyond their elements because of strides, where that is not 0.
-    `compiled` are names of what the program asked torch.compile for, `compiled_share` is their share of the forward pass.
+    `transfers` between the host's memory and the card's, those `on_host` that the GPU has no part in, convolutions with
+    `channels_last`. `extra_bytes` is what operations move beyond their elements because of strides, where that is not
+    0. `compiled` are names of what the program asked torch.compile for, `compiled_share` their share of forward.
     `has_tf32_products` and `has_tf32_convolutions` are torch's switches as the program left them. `assumed` counts
     answers without knowledge by (file, line, what).
     """
@@ -34,6 +34,7 @@ class GhostRun:
     causal: frozenset[int]
     waits: frozenset[int]
     transfers: frozenset[int]
+    on_host: frozenset[int]
     channels_last: frozenset[int]
     extra_bytes: Mapping[int, int]
     has_tf32_products: bool
@@ -83,6 +84,7 @@ class Recording:
             causal=frozenset(self.gpu.causal),
             waits=frozenset(self.gpu.waits),
             transfers=frozenset(self.gpu.transfers),
+            on_host=frozenset(self.gpu.on_host),
             channels_last=frozenset(self.gpu.channels_last),
             extra_bytes=dict(self.gpu.extra_bytes),
             has_tf32_products=self._switches[0],

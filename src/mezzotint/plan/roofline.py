@@ -118,7 +118,7 @@ def plan_time(
     steps = run.trace.steps
     first = (steps[-1].first if steps else 0) if first is None else first
     end = (steps[-1].end if steps else len(run.trace.operations)) if end is None else end
-    operations = [one for one in run.trace.operations[first:end] if one.error is None]
+    operations = [one for one in run.trace.operations[first:end] if one.error is None and one.index not in run.on_host]
     prices: dict[tuple[int, _Facts], tuple[Cost, Estimate]] = {}
     kernels: list[tuple[Operation, Cost, Estimate]] = []
     cache = Cache(run.spec)
