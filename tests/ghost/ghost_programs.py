@@ -171,3 +171,74 @@ def grouped(device: str) -> Step:
 
 
 PROGRAMS["group norm"] = grouped
+
+
+def graph(device: str) -> Step:
+    """Messages along the edges of a graph: gather, index_add, scatter."""
+    first, second = nn.Linear(8, 16).to(device), nn.Linear(16, 3).to(device)
+    model = nn.ModuleList([first, second])
+    x, source = torch.randn(20, 8).to(device), (torch.arange(60) % 20).to(device)
+    target, labels = (torch.arange(60) * 7 % 20).to(device), (torch.arange(20) % 3).to(device)
+
+    def loss() -> Tensor:
+        hidden = first(x).relu()
+        messages = torch.zeros_like(hidden).index_add(0, target, hidden[source])
+        degree = torch.zeros(20, device=device).scatter_add(0, target, torch.ones(60, device=device))
+        return F.nll_loss(F.log_softmax(second(messages / degree.clamp(min=1).unsqueeze(1)), 1), labels)
+
+    return _loop(model, loss, torch.optim.NAdam(model.parameters(), foreach=True))
+
+
+def autoencoder(device: str) -> Step:
+    """A variational autoencoder with upsampling, time features and a parametrized weight."""
+    down = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3, stride=2, padding=1)).to(device)
+    up = nn.Conv2d(4, 3, 3, padding=1).to(device)
+    model = nn.ModuleList([down, up])
+    x, noise = torch.randn(2, 3, 8, 8).to(device), torch.randn(2, 4, 4, 4).to(device)
+
+    def loss() -> Tensor:
+        mean, log_variance = down(x).chunk(2, 1)
+        z = mean + noise * (0.5 * log_variance).exp()
+        image = up(F.interpolate(z, scale_factor=2, mode="nearest"))
+        return F.smooth_l1_loss(image, x) - 0.5 * (1 + log_variance - mean.square() - log_variance.exp()).mean()
+
+    return _loop(model, loss, torch.optim.RAdam(model.parameters(), foreach=True))
+
+
+class NewtonSchulz(torch.optim.Optimizer):
+    """A custom optimizer that orthogonalises updates."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.02})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Momentum, five iterations, and the update."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                state = self.state[weight]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(weight)
+                update = state["momentum"].lerp_(weight.grad, 0.1)
+                update = update / (update.norm() + 1e-7)
+                for _ in range(5):
+                    product = update @ update.T
+                    update = 3.4445 * update + (-4.775 * product + 2.0315 * product @ product) @ update
+                weight.add_(update, alpha=-group["lr"])
+
+
+def orthogonalised(device: str) -> Step:
+    """Two losses of a contrastive model, and the custom optimizer."""
+    model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Tanh(), nn.Linear(16, 16, bias=False)).to(device)
+    x, y = torch.randn(8, 16).to(device), torch.randn(8, 16).to(device)
+
+    def loss() -> Tensor:
+        a, b = F.normalize(model(x), dim=1), F.normalize(model(y), dim=1)
+        scores = a @ b.T / 0.07
+        places = torch.arange(8, device=device)
+        return (F.cross_entropy(scores, places) + F.cross_entropy(scores.T, places)) / 2
+
+    return _loop(model, loss, NewtonSchulz(model.parameters()), clip=None)
+
+
+PROGRAMS |= {"graph": graph, "autoencoder": autoencoder, "orthogonalised": orthogonalised}

@@ -249,10 +249,22 @@ def _patch_fake_tensor(patches: Patches, values: Values) -> None:
 
 
 def _restore_flags() -> Callable[[Any], None]:
-    """Return what sets torch's global precision switches back to what they are now."""
+    """Return what sets torch's global switches back to what they are now: programs set them and leave them."""
+    cuda = torch.backends.cuda
     matmul, cudnn = torch._C._get_cublas_allow_tf32(), torch._C._get_cudnn_allow_tf32()
     benchmark, deterministic = torch._C._get_cudnn_benchmark(), torch._C._get_cudnn_deterministic()
     precision = torch.get_float32_matmul_precision()
+    dtype, device, has_grad = torch.get_default_dtype(), torch.utils._device.CURRENT_DEVICE, torch.is_grad_enabled()
+    anomaly, checks_nan = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    attention = [
+        (cuda.enable_flash_sdp, cuda.flash_sdp_enabled()),
+        (cuda.enable_mem_efficient_sdp, cuda.mem_efficient_sdp_enabled()),
+        (cuda.enable_math_sdp, cuda.math_sdp_enabled()),
+        (cuda.enable_cudnn_sdp, cuda.cudnn_sdp_enabled()),
+    ]
+    autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cuda", "cpu")]
 
     def restore(_: Any) -> None:
         torch.set_float32_matmul_precision(precision)
@@ -260,5 +272,16 @@ def _restore_flags() -> Callable[[Any], None]:
         torch._C._set_cudnn_allow_tf32(cudnn)
         torch._C._set_cudnn_benchmark(benchmark)
         torch._C._set_cudnn_deterministic(deterministic)
+        torch.set_default_dtype(dtype)
+        if device != torch.utils._device.CURRENT_DEVICE:
+            torch.set_default_device(device)
+        torch.set_grad_enabled(has_grad)
+        torch.autograd.set_detect_anomaly(anomaly, checks_nan)
+        torch.use_deterministic_algorithms(is_deterministic, warn_only=warns)
+        for enable, is_enabled in attention:
+            enable(is_enabled)
+        for kind, is_enabled, low in autocast:
+            torch.set_autocast_enabled(kind, is_enabled)
+            torch.set_autocast_dtype(kind, low)
 
     return restore

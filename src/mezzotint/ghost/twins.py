@@ -22,13 +22,15 @@ _CPU = torch.device("cpu")
 _RANDOM = torch.Tag.nondeterministic_seeded
 _CONSTANT = frozenset(
     {"arange", "zeros", "ones", "full", "eye", "linspace", "scalar_tensor", "zeros_like", "ones_like", "full_like",
-     "new_zeros", "new_ones", "new_full", "tril_indices", "triu_indices"}
+     "new_zeros", "new_ones", "new_full", "tril_indices", "triu_indices", "empty", "empty_like", "new_empty"}
 )  # fmt: skip
 _MADE_KNOWN = _CONSTANT | {"_to_copy"}
 # a gradient scaler's "found infinity" stays what it was: 0
 _LEFT_AS_KNOWN = frozenset({"_amp_foreach_non_finite_check_and_unscale_"})
-_FROM_LIKE = frozenset({"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"})
-_UNFOLLOWED = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
+_FROM_LIKE = frozenset(
+    {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
+)
+_EMPTY = frozenset({"empty", "empty_like", "new_empty"})
 
 
 class Twin:
@@ -59,7 +61,7 @@ def forget(tensor: Any) -> None:
 
 def remember(ghost: FakeTensor, real: Tensor, base: Any = None) -> None:
     """Say what the numbers of a ghost are; `base` is the ghost of which it is a view."""
-    if not _is_small(real):
+    if not _is_small(real) or ghost.layout is not torch.strided:
         return
     twin = getattr(base, "_ghost_twin", None)
     is_true = twin.is_true if twin is not None else [True]
@@ -106,7 +108,7 @@ def _is_small(tensor: Tensor) -> bool:
 
 def results_of(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """Run an operation on twins. Return None where a number is not known, or the CPU cannot do it."""
-    if name in _UNFOLLOWED or _RANDOM in func.tags:
+    if _RANDOM in func.tags:
         return None
     total = 0
     given = []
@@ -127,7 +129,8 @@ def results_of(func: Any, name: str, args: Any, kwargs: Any) -> Any:
         return None
     try:
         with torch._C._DisableTorchDispatch():
-            return func(*given, **named)
+            found = func(*given, **named)
+            return found.zero_() if name in _EMPTY else found  # what nobody has written may be anything
     except (RuntimeError, ValueError, TypeError, IndexError):
         return None
 
