@@ -85,8 +85,17 @@ def test_bad_input(tmp_path: Path) -> None:
         assert done.returncode == 2, done.stdout
         assert message in done.stderr
         assert "Traceback" not in done.stderr
-    (tmp_path / "waits.py").write_text("import torch\nx = torch.rand(8).cuda()\ny = torch.unique(x)\n")
-    done = run(tmp_path, "plan", "waits.py")
-    assert done.returncode == 2
-    assert "waits.py:3" in done.stderr
-    assert "Traceback" not in done.stderr
+    (tmp_path / "waits.py").write_text(
+        "import torch\nx = torch.rand(8, device=0)\ny = torch.repeat_interleave(x, x.long())\n"
+    )
+    (tmp_path / "never_ends.py").write_text(
+        "import torch\nweight = torch.ones(2, device=0, requires_grad=True)\n"
+        "optimizer = torch.optim.SGD([weight], lr=0.1)\n"
+        "while True:\n    try:\n        weight.sum().backward()\n        optimizer.step()\n"
+        "    except:\n        continue\n"
+    )
+    for script, message in (("waits.py", "waits.py:3"), ("never_ends.py", "caught the signal to stop")):
+        done = run(tmp_path, "plan", script)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr

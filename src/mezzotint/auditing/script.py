@@ -21,6 +21,7 @@ from typing import Any
 
 from mezzotint.auditing.rounds import Rounds
 from mezzotint.errors import AuditError, GhostError
+from mezzotint.ghost.values import STANDARD_LIBRARY
 from mezzotint.patches import Patches
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import Enough, Recorder, observer
@@ -304,7 +305,11 @@ def _counting_processes(recorder: Recorder) -> Iterator[None]:
 def _place_of(error: BaseException) -> str | None:
     """Return the line of the user's program that an error came from."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]
-    own = [frame for frame in frames if "/torch/" not in frame.filename and "-packages/" not in frame.filename]
+    own = [
+        frame
+        for frame in frames
+        if not any(part in frame.filename for part in ("/torch/", "-packages/", STANDARD_LIBRARY))
+    ]
     found = (own or frames)[-1] if frames else None
     return f"{found.filename}:{found.lineno}" if found is not None else None
 

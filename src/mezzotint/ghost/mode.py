@@ -116,6 +116,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.on_causal: Callable[[], object] = int
         self.on_wait: Callable[[], object] = int
         self.on_host: Callable[[], object] = int
+        self.on_card: Callable[[], object] = int
         self.on_transfer: Callable[[], object] = int
         self.on_channels_last: Callable[[], object] = int
         self.on_extra_bytes: Callable[[int], object] = int
@@ -162,6 +163,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.on_host()
                 with torch._C._DisableTorchDispatch():
                     return func(*args, **kwargs)
+        self.on_card()  # operations that nobody counts may have been taken for this one
         answer = self._answer(func, name, args, kwargs, writes)
         if answer is not _NO_ANSWER:
             return answer

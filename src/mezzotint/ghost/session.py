@@ -127,6 +127,7 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
             mode.on_causal = lambda: self.causal.add(self.storages.clock())
             mode.on_wait = lambda: self.waits.add(self.storages.clock())
             mode.on_host = lambda: self.on_host.add(self.storages.clock())
+            mode.on_card = lambda: self.on_host.discard(self.storages.clock())
             mode.on_transfer = lambda: self.transfers.add(self.storages.clock())
             mode.on_channels_last = lambda: self.channels_last.add(self.storages.clock())
             mode.on_extra_bytes = lambda extra: self.extra_bytes.update({self.storages.clock(): extra})

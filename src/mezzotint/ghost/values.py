@@ -6,8 +6,10 @@ assumed, and counted by the line that asked: each is also a synchronisation on a
 
 import operator
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from mezzotint.errors import GhostError
 from mezzotint.ghost.twins import twin_of
 
+STANDARD_LIBRARY = str(Path(traceback.__file__).parent) + "/"
 MAX_ASKED = 10_000
 """How often one line may ask before it is taken for a loop that waits for a value."""
 
@@ -110,7 +113,7 @@ def user_frame(frame: FrameType | None) -> FrameType | None:
     while frame is not None:
         path = frame.f_code.co_filename
         if "/torch/" not in path and "/mezzotint/" not in path and not path.startswith("<"):
-            if "-packages/" not in path:
+            if "-packages/" not in path and not path.startswith(STANDARD_LIBRARY):
                 return frame
             fallback = fallback or frame
         frame = frame.f_back

@@ -1,7 +1,7 @@
 """The report of `mezzotint plan`: the table, memory over the step, the roofline, modules and operations."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -15,6 +15,7 @@ from mezzotint.report.plan_text import GIB, notes, row
 
 _MAX_ROWS = 60
 _MAX_POINTS = 600
+_PHASES = ("forward", "recompute", "backward", "optimizer", "other")
 
 
 def plan_page(plans: Sequence[Plan], command: str) -> str:
@@ -36,6 +37,8 @@ def plan_page(plans: Sequence[Plan], command: str) -> str:
             for one in shown.memory.holders[:20]
         ],
         modules=_modules(shown),
+        phases=_PHASES,
+        formats=_formats(shown),
         calls=_calls(shown),
     )
 
@@ -104,8 +107,7 @@ def _modules(plan: Plan) -> list[dict[str, str]]:
     products: dict[str, float] = defaultdict(float)
     formats: dict[str, set[str]] = defaultdict(set)
     for one in plan.time.calls:
-        name = ".".join("*" if part.isdigit() else part for part in one.call.module.split(".")) or "(no module)"
-        name = f"{name}, {one.call.phase}"
+        name = f"{_alike(one.call.module) or '(no module)'}, {one.call.phase}"
         seconds[name] += one.seconds
         if one.cost.work is not Work.BYTES:
             products[name] += one.seconds
@@ -124,20 +126,60 @@ def _modules(plan: Plan) -> list[dict[str, str]]:
     ]
 
 
-def _calls(plan: Plan) -> list[dict[str, str]]:
-    total = plan.time.gpu or 1.0
+def _formats(plan: Plan) -> list[dict[str, Any]]:
+    """The dtype map: what share of a module's GPU time in each phase is spent in which format."""
+    seconds: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(float)))
+    totals: dict[str, float] = defaultdict(float)
+    for one in plan.time.calls:
+        name = _alike(one.call.module) or "(no module)"
+        seconds[name][str(one.call.phase)][one.cost.format] += one.seconds
+        totals[name] += one.seconds
     return [
-        {
-            "op": one.call.name,
-            "module": one.call.module,
-            "phase": str(one.call.phase),
-            "shapes": " ".join("x".join(map(str, meta.shape)) for meta in one.call.inputs[:3]),
-            "format": one.cost.format,
-            "count": str(one.count),
-            "time": f"{one.seconds * 1e3:.3f}",
-            "share": f"{one.seconds / total:.1%}",
-            "wall": one.estimate.wall if one.cost.has_formula else f"{one.estimate.wall} (bytes only)",
-            "place": f"{one.call.line.path}:{one.call.line.line}" if one.call.line is not None else "",
-        }
-        for one in sorted(plan.time.calls, key=lambda one: -one.seconds)[:_MAX_ROWS]
+        {"name": name, "cells": [_shares(seconds[name].get(phase, {})) for phase in _PHASES]}
+        for name in sorted(totals, key=lambda name: -totals[name])[:_MAX_ROWS]
     ]
+
+
+def _shares(seconds: Mapping[str, float]) -> str:
+    total = sum(seconds.values())
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {spent / total:.0%}" for name, spent in ordered if spent >= total / 100) if total else ""
+
+
+def _alike(module: str) -> str:
+    """Return a module's name with a star for each number in it: blocks that are alike are one."""
+    return ".".join("*" if part.isdigit() else part for part in module.split("."))
+
+
+def _calls(plan: Plan) -> list[dict[str, str]]:
+    """The operations that take most time, those of blocks that are alike together."""
+    total = plan.time.gpu or 1.0
+    groups: dict[tuple[str, ...], list[Any]] = defaultdict(list)
+    for one in plan.time.calls:
+        shapes = " ".join("x".join(map(str, meta.shape)) for meta in one.call.inputs[:3])
+        place = f"{one.call.line.path}:{one.call.line.line}" if one.call.line is not None else ""
+        wall = one.estimate.wall if one.cost.has_formula else f"{one.estimate.wall} (bytes only)"
+        phase = str(one.call.phase)
+        groups[one.call.name, _alike(one.call.module), phase, shapes, one.cost.format, wall, place].append(one)
+    rows = []
+    for (name, module, phase, shapes, format_name, wall, place), ones in groups.items():
+        seconds = sum(one.seconds for one in ones)
+        rows.append(
+            (
+                seconds,
+                {
+                    "op": name,
+                    "module": module,
+                    "phase": phase,
+                    "shapes": shapes,
+                    "format": format_name,
+                    "count": str(sum(one.count for one in ones)),
+                    "time": f"{seconds * 1e3:.3f}",
+                    "share": f"{seconds / total:.1%}",
+                    "wall": wall,
+                    "place": place,
+                    "short": place.rpartition("/")[2],
+                },
+            )
+        )
+    return [row for _, row in sorted(rows, key=lambda pair: -pair[0])[:_MAX_ROWS]]

@@ -36,6 +36,11 @@ _ZEROED = frozenset({"zero_", "_foreach_zero_", "zeros_like", "zeros", "new_zero
 _Dtypes = dict[tuple[str, tuple[int, ...]], set[str]]
 
 
+def _restored(_optimizer: Any, state: Any = None, *_args: Any, **_kwargs: Any) -> dict[str, Any]:
+    """Whether there is anything in what an optimizer restores: libraries move fresh ones so."""
+    return {"is_empty": isinstance(state, Mapping) and not state.get("state")}
+
+
 class Protocol:
     """Installs the patches and writes the events."""
 
@@ -84,7 +89,7 @@ class Protocol:
         wrap(Optimizer, "__init__", self._optimizer_init)
         wrap(Optimizer, "zero_grad", self._zero_grad)
         wrap(Optimizer, "state_dict", self._plain("optimizer.state_dict"))
-        wrap(Optimizer, "load_state_dict", self._plain("optimizer.load_state_dict"))
+        wrap(Optimizer, "load_state_dict", self._plain("optimizer.load_state_dict", _restored))
         wrap(clip_grad, "_group_tensors_by_device_and_dtype", self._grouped)
         for owner in (clip_grad, torch.nn.utils):
             for name in ("clip_grad_norm_", "clip_grad_value_"):

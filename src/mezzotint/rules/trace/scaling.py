@@ -502,6 +502,8 @@ def _unsaved_scaler(view: TraceView) -> Iterator[Finding]:
     if any(True for _ in view.events("scaler.load_state_dict")):
         return
     for event in view.events("optimizer.load_state_dict"):
+        if event.facts.get("is_empty"):
+            continue
         yield view.finding(
             UNSAVED_SCALER.code,
             Severity.WARNING,

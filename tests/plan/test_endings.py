@@ -1,0 +1,140 @@
+"""How scripts end, what a step of several optimizers is, and what the GPU has no part in."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mezzotint.auditing.planning import plan_target
+from mezzotint.auditing.script import parse_target
+from mezzotint.errors import PlanError
+from mezzotint.hardware.gpus import find_gpu
+from mezzotint.plan.plan import Plan
+from mezzotint.plan.precision import AS_WRITTEN, find_precision
+
+HEAD = """
+import torch
+from torch import nn
+model = nn.Linear(8, 8).cuda()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+def step():
+    model(torch.randn(4, 8).cuda()).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def plan_of(folder: Path, text: str, steps: int = 2) -> Plan:
+    path = folder / "train.py"
+    path.write_text(text)
+    target = parse_target(str(path), [], is_module=False)
+    return plan_target(target, [find_gpu("H100")], lambda _: [AS_WRITTEN], steps=steps)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys\nsys.exit(3)\n", r"called sys.exit\(3\) at .*train.py:2 before a training step"),
+        ("import argparse\nargparse.ArgumentParser().parse_args(['x'])\n", r"sys.exit\(2\) at .*train.py:2"),
+        ("import flash_attn_of_nobody\n", "No module named .* at .*train.py:1; install it, or plan the path without"),
+        ("import os\nos.environ['LOCAL_RANK']\n", "expects torchrun; set RANK=0 LOCAL_RANK=0 WORLD_SIZE=1"),
+        ("x = 1 / 0\n", "ZeroDivisionError: division by zero at .*train.py:1"),
+        (HEAD, "no torch optimizer stepped"),
+    ],
+)
+def test_nothing_to_plan(tmp_path: Path, text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(PlanError, match=message):
+        plan_of(tmp_path, text)
+
+
+def test_an_early_end_is_told(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, f"{HEAD}\nstep()\nraise RuntimeError('no more data')\n")
+    assert any("1 of 2 steps ran before an error: RuntimeError: no more data at" in note for note in plan.run.notes)
+    plan = plan_of(tmp_path, f"{HEAD}\nfor _ in range(9): step()\n")
+    assert not any("steps ran" in note for note in plan.run.notes)
+
+
+def test_ctrl_c_stops_the_plan(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        plan_of(tmp_path, f"{HEAD}\nstep()\nraise KeyboardInterrupt\n")
+    assert not torch.cuda.is_available()
+
+
+GAN = """
+import torch
+from torch import nn
+made, judge = nn.Linear(4, 8).cuda(), nn.Linear(8, 1).cuda()
+one, other = torch.optim.Adam(made.parameters()), torch.optim.Adam(judge.parameters())
+for _ in range(9):
+    for optimizer in (other, one):
+        other.zero_grad()
+        one.zero_grad()
+        judge(made(torch.randn(16, 4, device="cuda"))).mean().backward()
+        optimizer.step()
+"""
+
+
+def test_optimizers_that_step_in_turns_make_one_step(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, GAN)
+    (first, last) = plan.run.trace.steps
+    assert first.optimizers == last.optimizers == ("Adam", "Adam")
+    inside = plan.run.trace.operations[last.first : last.end]
+    assert sum(one.call.name.startswith(("_foreach_sqrt", "_fused_adam")) for one in inside) == 2
+    assert plan_of(tmp_path, GAN, steps=1).run.trace.steps[-1].optimizers == ("Adam",)
+
+
+def test_operations_on_the_cpu_are_not_the_gpus(tmp_path: Path) -> None:
+    work = "\ndef augment(): return [torch.randn(64).sort() for _ in range(200)]\n"
+    plain = plan_of(tmp_path, f"{HEAD}{work}\nfor _ in range(9): step()\n")
+    busy = plan_of(tmp_path, f"{HEAD}{work}\nfor _ in range(9):\n    augment()\n    step()\n")
+    assert busy.time.num_launches == plain.time.num_launches
+    assert busy.time.gpu == pytest.approx(plain.time.gpu)
+
+
+def test_experts_and_complex_products_have_a_price(tmp_path: Path) -> None:
+    text = """
+import torch
+weights = torch.randn(4, 64, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+spectrum = torch.randn(64, 64, device="cuda", dtype=torch.complex64, requires_grad=True)
+optimizer = torch.optim.SGD([weights, spectrum], lr=0.1)
+offsets = torch.tensor([16, 32, 48, 64], dtype=torch.int32, device="cuda")
+for _ in range(9):
+    x = torch.randn(64, 64, device="cuda", dtype=torch.bfloat16)
+    out = torch._grouped_mm(x, weights, offs=offsets).float().sum()
+    (out + (spectrum @ spectrum).abs().sum()).backward()
+    optimizer.step()
+"""
+    path = tmp_path / "train.py"
+    path.write_text(text)
+    target = parse_target(str(path), [], is_module=False)
+    (plan,) = plan_target(target, [find_gpu("H100")], lambda _: [find_precision("as written")])
+    products = [one for one in plan.time.calls if one.cost.work == "product"]
+    assert {one.cost.format for one in products} == {"bfloat16", "float32"}
+    real = next(one for one in products if one.cost.format == "float32")
+    assert real.cost.flops == 8 * 64**3
+
+
+def test_recording_changes_no_memory() -> None:
+    from mezzotint.ghost.session import ghost_gpu
+    from mezzotint.trace.recorder import Recorder
+
+    def train() -> None:
+        model = torch.nn.Linear(512, 512, device="cuda", dtype=torch.bfloat16)
+        optimizer = torch.optim.AdamW(model.parameters())
+        for _ in range(2):
+            model(torch.randn(8, 512, device="cuda", dtype=torch.bfloat16)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    peaks = []
+    for is_recorded in (False, True):
+        with ghost_gpu("H100") as gpu:
+            if is_recorded:
+                with Recorder(has_ranges=False) as recorder:
+                    train()
+                assert not recorder.trace().updates  # a ghost has no numbers to lose
+            else:
+                train()
+            peaks.append((gpu.peak_allocated, len(gpu.storages.events)))
+    assert peaks[0] == peaks[1]
