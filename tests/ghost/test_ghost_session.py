@@ -1,5 +1,6 @@
 """What a program finds on the ghost GPU, and that nothing of it is left."""
 
+import sys
 import threading
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.attention import flex_attention as flex
 
 from mezzotint.errors import GhostError, PlanError
 from mezzotint.ghost import values
@@ -22,7 +25,25 @@ def switches() -> dict[str, object]:
     found |= {f"Module.{name}": value for name, value in vars(nn.Module).items()}
     found |= {f"Function.{name}": value for name, value in vars(torch.autograd.Function).items()}
     found |= {f"Tensor.{name}": value for name, value in vars(torch.Tensor).items()}
-    found["compile"], found["Generator"] = torch.compile, torch.Generator
+    for owner in (torch.distributed, torch.distributed.distributed_c10d, torch.func, torch.jit, torch.nn.parallel):
+        found |= {  # by identity: some refuse to be compared
+            f"{owner.__name__}.{name}": id(value) for name, value in vars(owner).items() if type(value) is not modules
+        }
+    for kind in (FakeTensor, nn.DataParallel, torch.utils.data.DataLoader, torch.optim.Optimizer):
+        found |= {f"{kind.__name__}.{name}": value for name, value in vars(kind).items() if name != "fake_mode"}
+    found |= {f"torch.{name}": getattr(torch, name) for name in ("save", "load", "compile", "Generator", "Tensor")}
+    found["flex"] = flex.flex_attention_hop, flex._vmap_for_bhqkv, flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG
+    found["parse"] = torch._C._nn._parse_to
+    found["defaults"] = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+    found["anomaly"] = torch.is_anomaly_enabled(), torch.are_deterministic_algorithms_enabled()
+    found["attention"] = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()
+    hooks = sys.modules["torch.nn.modules.module"], sys.modules["torch.optim.optimizer"]
+    found["hooks"] = [
+        len(value) for owner in hooks for name, value in sorted(vars(owner).items()) if name.startswith("_global_")
+        and isinstance(value, dict)
+    ]  # fmt: skip
+    keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    found["keys"] = [str(one) for one in keys]
     found["engine"] = torch.autograd.graph._engine_run_backward
     for key in ("AutocastIPU", "AutocastHPU", "AutogradCUDA"):
         found[key] = [has_kernel(f"aten::{name}", key) for name in ("mm", "add.Tensor", "rms_norm", "lstm.input")]
@@ -60,20 +81,51 @@ def test_nothing_is_left() -> None:
         torch.randn(2).cuda()
 
 
-def a_failing_step() -> None:
+def a_failing_step(error: type[BaseException]) -> None:
     with ghost_gpu("A100"):
-        a_step()
-        raise ZeroDivisionError
+        torch.set_default_device("cuda")
+        torch.set_default_dtype(torch.bfloat16)
+        torch.autograd.set_detect_anomaly(True)
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.manual_seed(7)
+        torch.set_grad_enabled(False)
+        torch.set_grad_enabled(True)
+        with torch.device("cpu"):
+            a_step()
+        torch.compile(nn.Linear(2, 2))
+        torch.set_grad_enabled(False)
+        raise error
 
 
-def test_nothing_is_left_after_an_error() -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, GeneratorExit])
+def test_nothing_is_left_after_an_error(error: type[BaseException]) -> None:
     before = switches()
-    with pytest.raises(ZeroDivisionError):
-        a_failing_step()
+    with pytest.raises(error):
+        a_failing_step(error)
     assert switches() == before
     with ghost_gpu("H100"):
         a_step()
     assert switches() == before
+
+
+def test_other_threads_see_no_ghost() -> None:
+    found: list[object] = []
+
+    def compute() -> None:
+        x = torch.randn(4, requires_grad=True)
+        (x * x).sum().backward()
+        found.append(torch.equal(x.grad, 2 * x.detach()))
+
+    with ghost_gpu("H100"):
+        thread = threading.Thread(target=compute)
+        thread.start()
+        thread.join()
+        a_step()
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join()
+    assert found == [True, True]
 
 
 def test_real_modules_come_back() -> None:
