@@ -138,3 +138,18 @@ def test_recording_changes_no_memory() -> None:
                 train()
             peaks.append((gpu.peak_allocated, [one.nbytes for one in gpu.storages.events if one.nbytes > 0]))
     assert peaks[0] == peaks[1]
+
+
+def test_operations_without_autograd_arrive_whole_and_have_a_price(tmp_path: Path) -> None:
+    teach = """
+teacher = nn.Sequential(nn.Linear(8, 512), nn.Linear(512, 512), nn.Linear(512, 8)).cuda().half()
+for _ in range(9):
+    with torch.inference_mode():
+        image = nn.functional.conv2d(torch.randn(1, 3, 8, 8, device="cuda"), torch.randn(4, 3, 3, 3, device="cuda"))
+        teacher(torch.randn(64, 8, device="cuda").half()) @ torch.randn(8, 4, device="cuda").half()
+    step()
+"""
+    plan = plan_of(tmp_path, HEAD + teach)
+    assert not plan.time.uncovered
+    flops = 2 * 64 * (8 * 512 + 512 * 512 + 512 * 8 + 8 * 4) + 2 * 36 * 4 * 27
+    assert plan.time.flops == flops + 2 * 4 * 8 * 8 * 2  # and the step's own: forward, and the weight's gradient

@@ -77,7 +77,7 @@ def plan_target(
 
     Raises PlanError where no training step was seen, with what the script raised; GhostError where it cannot go on.
     """
-    plans = []
+    plans: list[Plan] = []
     for card in cards:
         runs: dict[Precision, GhostRun] = {}
         for precision in precisions(card):

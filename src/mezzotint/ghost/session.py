@@ -251,7 +251,7 @@ def _patch_fake_tensor(patches: Patches, values: Values) -> None:
 
 def _restore_flags() -> Callable[[Any], None]:
     """Return what sets torch's global switches back to what they are now: programs set them and leave them."""
-    cuda = torch.backends.cuda
+    cuda: Any = torch.backends.cuda
     matmul, cudnn = torch._C._get_cublas_allow_tf32(), torch._C._get_cudnn_allow_tf32()
     benchmark, deterministic = torch._C._get_cudnn_benchmark(), torch._C._get_cudnn_deterministic()
     precision = torch.get_float32_matmul_precision()

@@ -52,9 +52,17 @@ class Cost:
     has_formula: bool = True
 
 
-_VIEWS = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_local_scalar_dense"})
+_VIEWS = frozenset(
+    {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_local_scalar_dense", "as_strided_",
+     "unsqueeze_", "squeeze_", "transpose_", "t_", "detach_"}
+)  # fmt: skip
 _COMPLEX = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
 _NO_PRODUCTS = ("int", "uint", "bool")
+# without autograd (torch.inference_mode) composite operations arrive whole: linear, matmul, conv2d
+_PRODUCTS = frozenset(
+    {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "addmm_", "baddbmm_", "_grouped_mm", "linear", "matmul"}
+)
+_CONVOLUTIONS = frozenset({"convolution", "convolution_backward", "cudnn_convolution", "conv1d", "conv2d", "conv3d"})
 _RECURRENT = frozenset({"_cudnn_rnn", "_cudnn_rnn_backward"})
 # a kernel of the foreach family takes up to so many tensors (4 KiB of arguments, ATen/native/cuda/MultiTensorApply.cuh)
 _TENSORS_PER_KERNEL = 64
@@ -77,7 +85,17 @@ _KNOWN_BYTES = frozenset(
         "unfold_backward", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "im2col", "col2im", "glu",
         "glu_backward", "elu_backward", "hardtanh_backward", "softplus_backward", "std", "var_mean", "var", "nonzero",
         "masked_select", "masked_scatter", "new_zeros", "new_ones", "new_full", "normal_", "uniform_",
-        "as_strided_scatter",
+        "as_strided_scatter", "mse_loss", "smooth_l1_loss", "smooth_l1_loss_backward", "huber_loss",
+        "huber_loss_backward", "binary_cross_entropy", "binary_cross_entropy_backward",
+        "binary_cross_entropy_with_logits", "leaky_relu_backward", "hardswish_", "hardswish_backward",
+        "hardsigmoid_backward", "mish_backward", "log_sigmoid_forward", "log_sigmoid_backward", "_prelu_kernel",
+        "_prelu_kernel_backward", "_is_all_true", "_is_any_true", "_weight_norm_interface",
+        "_weight_norm_interface_backward", "bincount", "histc", "scatter_reduce", "scatter_reduce_", "searchsorted",
+        "cumprod", "floor_divide", "diag_embed", "vdot", "max_pool3d_with_indices", "max_pool3d_with_indices_backward",
+        "upsample_linear1d", "upsample_linear1d_backward", "upsample_trilinear3d", "upsample_trilinear3d_backward",
+        "grid_sampler_2d", "grid_sampler_2d_backward", "reflection_pad1d_backward", "_pack_padded_sequence",
+        "_thnn_fused_gru_cell", "_thnn_fused_gru_cell_backward", "_thnn_fused_lstm_cell",
+        "_thnn_fused_lstm_cell_backward_impl",
     }
 )  # fmt: skip
 
@@ -87,7 +105,7 @@ def cost_of(call: Call) -> Cost:
     name, dtype = call.name, call.format or "float32"
     if call.kind is Kind.VIEW or name in _VIEWS or call.op.startswith("prim."):
         return Cost(work=Work.NOTHING, format=dtype, nbytes=0)
-    if name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "addmm_", "baddbmm_", "_grouped_mm"):
+    if name in _PRODUCTS:
         product = _product(name, call.inputs, call.outputs)
         operands = _operands(name, call.inputs)
         if product is not None and operands in _COMPLEX:  # four real products
@@ -97,9 +115,9 @@ def cost_of(call: Call) -> Cost:
                 work=Work.PRODUCT, format=operands, nbytes=call.nbytes, products=(product,),
                 flops=2 * product.m * product.n * product.k * product.batch,
             )  # fmt: skip
-    if name in ("convolution", "convolution_backward", "cudnn_convolution"):
+    if name in _CONVOLUTIONS:
         return _convolution(call)
-    if name.startswith("_scaled_dot_product_") and "math" not in name:
+    if name == "scaled_dot_product_attention" or (name.startswith("_scaled_dot_product_") and "math" not in name):
         return _attention(call)
     if name in _RECURRENT:
         return _recurrent(call)
@@ -129,7 +147,7 @@ def _bytes(call: Call) -> int:
 
 def _operands(name: str, inputs: Sequence[TensorMeta]) -> str:
     """Return the dtype of a product's operands: the last two matrices, whatever is added to them."""
-    return inputs[0 if name == "_grouped_mm" else -1].dtype  # offsets of groups come last
+    return inputs[0 if name in ("_grouped_mm", "linear") else -1].dtype  # offsets or a bias come last
 
 
 def _product(name: str, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> Product | None:
@@ -139,9 +157,17 @@ def _product(name: str, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMe
         a, b = inputs[0].shape, inputs[1].shape
         m, k, n = a[-2], a[-1], b[-1]
         return Product(m=m, n=n, k=k) if len(a) == 2 else Product(m=m, n=n, k=k, batch=a[0])
+    if name == "linear":
+        x, weight = inputs[0].shape, inputs[1].shape
+        return Product(m=prod(x[:-1]), n=weight[0], k=weight[1])
     a, b = inputs[-2].shape, inputs[-1].shape
+    if name == "matmul" and len(b) > 1 and len(a) > 1:
+        m = a[-2] if len(b) > 2 else prod(a[:-1])
+        return Product(m=m, n=b[-1], k=a[-1], batch=prod(b[:-2]) if len(b) > 2 else 1)
     if len(b) == 1:
         return Product(m=1 if len(a) == 1 else a[0], n=1, k=b[0])
+    if len(a) == 1:
+        return Product(m=1, n=b[-1], k=a[0])
     if len(b) == 2:
         return Product(m=a[-2], n=b[-1], k=a[-1])
     return Product(m=a[-2], n=b[-1], k=a[-1], batch=a[0])
@@ -167,7 +193,7 @@ def _convolution(call: Call) -> Cost:
     # the gradient of the input is a product of the same size, that of the weight sums over positions
     products = (forward,) if call.name != "convolution_backward" else (forward,) * parts
     return Cost(
-        work=Work.CONVOLUTION, format=call.inputs[-1].dtype if call.name != "convolution_backward" else
+        work=Work.CONVOLUTION, format=call.inputs[1].dtype if call.name != "convolution_backward" else
         call.inputs[2].dtype, nbytes=call.nbytes, products=products, groups=groups,
         flops=sum(2 * one.m * one.n * one.k * one.batch for one in products), kernels=len(products),
     )  # fmt: skip
