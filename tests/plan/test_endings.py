@@ -153,3 +153,20 @@ for _ in range(9):
     assert not plan.time.uncovered
     flops = 2 * 64 * (8 * 512 + 512 * 512 + 512 * 8 + 8 * 4) + 2 * 36 * 4 * 27
     assert plan.time.flops == flops + 2 * 4 * 8 * 8 * 2  # and the step's own: forward, and the weight's gradient
+
+
+def test_tokens_are_lookups_in_the_largest_table(tmp_path: Path) -> None:
+    text = """
+import torch
+from torch import nn
+words, places = nn.Embedding(1000, 8).cuda(), nn.Embedding(32, 4).cuda()
+model = nn.ModuleList([words, places])
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(9):
+    found = words(torch.zeros(4, 16, dtype=torch.long, device="cuda"))
+    bias = places(torch.arange(256, device="cuda").view(16, 16) % 32)
+    (found.sum() + bias.sum()).backward()
+    optimizer.step()
+"""
+    plan = plan_of(tmp_path, text)
+    assert (plan.items, plan.unit) == (64, "tokens")

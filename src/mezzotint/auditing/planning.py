@@ -137,7 +137,7 @@ _HINTS = (
     ("_RANK'", "it expects torchrun; set RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 in front of the command"),
     ("'RANK'", "it expects torchrun; set RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 in front of the command"),
     ("'WORLD_SIZE'", "it expects torchrun; set RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 in front of the command"),
-    ("Cannot access accelerator", "C++ asks for the driver there, and a ghost GPU has none; name devices as 'cuda:0'"),
+    ("Cannot access accelerator", "C++ asks for the driver there (FSDP, torch.device(0)), and a ghost GPU has none"),
     ("Torch not compiled with CUDA", "C++ asks for the driver there, and a ghost GPU has none"),
 )
 """What to do about errors that a script meets on a ghost GPU, by a part of their text."""

@@ -66,15 +66,19 @@ def make_plan(run: GhostRun, precision: Precision, *, items: int | None = None, 
 
 
 def items_of(run: GhostRun) -> tuple[int | None, str]:
-    """Return how many tokens or samples a step takes: what embeddings look up, else the batch of the first product."""
+    """Return how many tokens or samples a step takes: lookups in the largest table, else the batch of the first product.
+
+    Tables of positions are smaller, and those of relative ones are asked for every pair.
+    """
     step = run.trace.steps[-1] if run.trace.steps else None
     operations = run.trace.operations[step.first : step.end] if step is not None else run.trace.operations
-    tokens: Counter[str] = Counter()
+    tokens: Counter[tuple[int, str]] = Counter()
     for one in operations:
         if one.call.name == "embedding" and one.call.phase == "forward" and len(one.call.inputs) > 1:
-            tokens[one.call.module] += one.call.inputs[1].numel
+            tokens[one.call.inputs[0].numel, one.call.module] += one.call.inputs[1].numel
     if tokens:
-        return max(tokens.values()), "tokens"
+        largest = max(table for table, _ in tokens)
+        return max(count for (table, _), count in tokens.items() if table == largest), "tokens"
     for one in operations:
         if one.call.name in ("convolution", "addmm", "mm", "bmm") and one.call.phase == "forward":
             total = sum(
