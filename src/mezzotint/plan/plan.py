@@ -66,7 +66,7 @@ def make_plan(run: GhostRun, precision: Precision, *, items: int | None = None, 
 
 
 def items_of(run: GhostRun) -> tuple[int | None, str]:
-    """Return how many tokens or samples a step takes: lookups in the largest table, else the batch of the first product.
+    """Return how many tokens or samples a step takes: lookups in the largest table, else the first product's batch.
 
     Tables of positions are smaller, and those of relative ones are asked for every pair.
     """
