@@ -22,7 +22,7 @@ FORMATS = {
     "pure-bf16": "bfloat16",
     "fp8": "float8_e4m3fn",
 }
-FIELDS = ("generation", "overhead_us", "scale", "small_tile", "unaligned", "busy", "low", "high", "rows")
+FIELDS = ("generation", "overhead_us", "scale", "small_tile", "unaligned", "busy", "turned", "low", "high", "rows")
 
 
 def products() -> list[tuple[object, str, int, float]]:
@@ -53,30 +53,58 @@ SHAPES = (
 )
 
 
-def layers() -> dict[int, float]:
-    """Return, by major generation, the speed of linear layers in a row over what squares measured alone promise.
+def busy_rows() -> list[tuple[str, object, str, int, int, int, float]]:
+    """Return (id, card, format, m, k, n, seconds) of products that kept a card busy.
 
-    Cards of Hopper and later reach their power limit when products follow each other; bfloat16 rows of linear layers
-    of models, forward, median.
+    Those are squares from 8192 on, products measured in long loops ("large square", taken for 8192), and the linear
+    layers of models, forward. Formats of tensor cores only: float32 draws less power.
     """
     from mezzotint.hardware.devices import find_device
     from mezzotint.hardware.gpus import find_gpu
+
+    found = [
+        (f"{card.name} {n}", card, name, n, n, n, seconds)
+        for card, name, n, seconds in products()
+        if n >= 8192 and name != "float32"
+    ]
+    with ROWS.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            name = FORMATS.get(row["dtype_mode"], "float32")
+            if "scope=op" not in row["notes"] or name in ("float32", "float8_e4m3fn") or "fwd+bwd" in row["notes"]:
+                continue
+            text = f"{row['model']} {row['architecture_details']}"
+            shape = next((match for pattern in SHAPES if (match := pattern.search(text))), None)
+            try:
+                card = find_device(row["gpu"]) or find_gpu(row["gpu"])
+            except ValueError:
+                continue
+            if card.compute_capability is None or card.bandwidth_bytes_per_second is None:
+                continue
+            if row["architecture_details"] == "large square":
+                seconds = 2 * 8192**3 / (float(row["value"]) * 1e12)
+                found.append((row["id"], card, name, 8192, 8192, 8192, seconds))
+            elif shape is not None:
+                m, k, n = (int(shape[key]) for key in "mkn")
+                found.append((row["id"], card, name, m, k, n, float(row["value"]) * 1e-3))
+    return found
+
+
+def busy() -> dict[str, float]:
+    """Return, by generation, the speed of products that keep a card busy over what one measured alone promises.
+
+    Cards reach their power limit when products follow each other, and clocks fall; median of the rows.
+    """
     from mezzotint.plan.efficiency import product_time
 
     found = defaultdict(list)
-    with ROWS.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            text = f"{row['model']} {row['architecture_details']}"
-            shape = next((match for pattern in SHAPES if (match := pattern.search(text))), None)
-            is_forward = "fwd+bwd" not in row["notes"]
-            if shape is None or "scope=op" not in row["notes"] or row["dtype_mode"] != "pure-bf16" or not is_forward:
-                continue
-            card = find_device(row["gpu"]) or find_gpu(row["gpu"])
-            m, k, n = (int(shape[key]) for key in "mkn")
-            promised = product_time(card, "bfloat16", m, n, k, itemsize_in=2, itemsize_out=2, is_busy=False).seconds
-            found[card.compute_capability[0]].append(promised * 1e3 / float(row["value"]))
-            sys.stdout.write(f"{row['id']} {card.name} {m}x{k}x{n}: {found[card.compute_capability[0]][-1]:.2f}\n")
-    return {major: statistics.median(ratios) for major, ratios in found.items()}
+    for name, card, dtype, m, k, n, seconds in busy_rows():
+        if dtype == "bfloat16" and card.compute_capability < (8, 0):
+            continue  # emulated
+        promised = product_time(card, dtype, m, n, k, itemsize_in=2, itemsize_out=2, is_busy=False).seconds
+        major, minor = card.compute_capability
+        found[f"{major}.{minor}" if major < 10 else f"{major}.x"].append(promised / seconds)
+        sys.stdout.write(f"{name} {dtype} {m}x{k}x{n}: {promised / seconds:.2f}\n")
+    return {generation: min(1.0, statistics.median(ratios)) for generation, ratios in found.items()}
 
 
 def error(rates: object, rows: list[tuple[object, str, int, float]]) -> list[float]:
@@ -111,9 +139,9 @@ def fit(rows: list[tuple[object, str, int, float]]) -> object:
 
     best = None
     for overhead, scale, small in itertools.product(
-        (2, 3, 4, 6, 8, 10), (0.85, 0.9, 0.95, 1.0), (0.8, 0.85, 0.9, 0.95)
+        (2, 3, 4, 6, 8, 10), (0.85, 0.9, 0.95, 1.0), (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
     ):
-        rates = Rates(overhead * 1e-6, scale, small, UNALIGNED, 1.0, 1.0, 1.0, len(rows))
+        rates = Rates(overhead * 1e-6, scale, small, UNALIGNED, 1.0, 1.0, 1.0, 1.0, len(rows))
         off = sorted(abs(ratio - 1) for ratio in error(rates, rows))
         score = off[len(off) // 2] + off[int(len(off) * 0.9)] / 3
         if best is None or score < best[0]:
@@ -124,6 +152,16 @@ def fit(rows: list[tuple[object, str, int, float]]) -> object:
 
 UNALIGNED = 272.73 / 395.01
 """An MLP of 10922 columns against 11008, bfloat16, H100 (stas00/ml-engineering): 272.73 and 395.01 TFLOP/s."""
+
+
+TURNED = {"9.0": 2.0 / (4.79 - 2.0), "10.x": 4.197 / (12.758 - 2 * 4.197)}
+"""Speed of the gradient of a weight over that of the forward product, of linear layers alone.
+
+H100: nanochat-001 and -002, 2.00 ms forward and 4.79 with backward; backward is one product there, that of the weight,
+since two in 2.79 ms would exceed the card's peak. B300: te-034 less te-014, -019, -024 and -029 for forward and for the
+gradient of the input. The tensor cores of Hopper take TF32 only along the axis that is summed over (PTX, wgmma), so the
+figure of bfloat16 is the best that can be expected of it. No row tells it of other generations.
+"""
 
 
 def main() -> int:
@@ -140,19 +178,21 @@ def main() -> int:
         rates = fit(rows)
         ratios = sorted(error(rates, rows))
         low, high = 1 / ratios[int(len(ratios) * 0.9)], 1 / ratios[int(len(ratios) * 0.1)]
-        rates = Rates(rates.overhead, rates.scale, rates.small_tile, UNALIGNED, 1.0, low, high, len(rows))
+        rates = Rates(rates.overhead, rates.scale, rates.small_tile, UNALIGNED, 1.0, 1.0, low, high, len(rows))
         lines.append(
-            [generation, rates.overhead * 1e6, rates.scale, rates.small_tile, UNALIGNED, 1.0, low, high, len(rows)]
+            [generation, rates.overhead * 1e6, rates.scale, rates.small_tile, UNALIGNED, 1.0, 1.0, low, high, len(rows)]
         )
         report(generation, rates, rows)
         left_out(rows)
     write(lines)
-    busy = layers()  # with the rates that were just written
+    shares = busy()  # with the rates that were just written
     for line in list(lines):
-        if line[0][0].isdigit() and int(line[0].partition(".")[0]) in busy:
-            line[5] = busy.pop(int(line[0].partition(".")[0]))
+        if line[0] in shares:
+            line[5] = shares.pop(line[0])
         elif line[0] == "all":  # generations without squares of their own
-            lines += [[f"{major}.x", *line[1:5], share, *line[6:]] for major, share in busy.items()]
+            lines += [[generation, *line[1:5], share, *line[6:]] for generation, share in shares.items()]
+    for line in lines:
+        line[6] = TURNED.get(line[0], 1.0)
     write(lines)
     return 0
 

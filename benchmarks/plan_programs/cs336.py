@@ -163,9 +163,10 @@ class AdamW(torch.optim.Optimizer):
 
 
 def make_step(
-    config: tuple[int, int, int, int, int, int], batch: int, mode: str, scope: str, group: int, device: str = "cuda"
-) -> Callable[[], None]:
-    """Return the step of scope fwd, fwd_bwd or train_step."""
+    config: tuple[int, int, int, int, int, int], batch: int, mode: str, scope: str, group: int,
+    waits: str = "step", device: str = "cuda",
+) -> Callable[[], None]:  # fmt: skip
+    """Return the step of scope fwd, fwd_bwd or train_step; it waits for the GPU after each `step` or `phase`."""
     model = LM(*config, group=group).to(device)
     optimizer = AdamW(model.parameters()) if scope == "train_step" else None
     tokens = torch.randint(0, config[4], (batch, config[5]), device=device)
@@ -175,12 +176,15 @@ def make_step(
         with torch.set_grad_enabled(scope != "fwd"), torch.autocast("cuda", torch.bfloat16, mode == "amp-bf16"):
             logits = model(tokens)
             if scope == "fwd":
+                torch.cuda.synchronize()
                 return
             loss = LOSS(logits, targets)
-        loss.backward()
-        if optimizer is not None:
-            optimizer.step()
+        for phase in (loss.backward, *((optimizer.step,) if optimizer is not None else ())):
+            if waits == "phase":
+                torch.cuda.synchronize()
+            phase()
         model.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
 
     return step
 

@@ -1,7 +1,7 @@
 """Programs behind published rows of other models: Hugging Face's, of the shapes that a row states.
 
-The published programs are others' (litgpt, torchtitan, NVIDIA's examples, pytorch/examples, a book's GPT-2), so
-differences between the programs count as errors too. Attention is unfused where theirs was.
+The published programs are others' (litgpt, torchtitan, NVIDIA's examples, pytorch/examples), so differences between the
+programs count as errors too; a book's GPT-2 is written as it is there. Attention is unfused where theirs was.
 """
 
 import re
@@ -9,6 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import transformers as hf
+import transformers.masking_utils
+
+from plan_programs import gpt2_by_hand
 
 LLAMA = re.compile(r"L(\d+) d(\d+) h(\d+) kv(\d+) ffn(\d+) vocab(\d+) seq(\d+)")
 CARDS = {
@@ -37,6 +41,7 @@ class Program:
     scope: str
     is_checkpointed: bool
     is_compiled: bool
+    is_fused: bool
 
     @property
     def samples(self) -> int:
@@ -69,31 +74,32 @@ def program_of(row: dict[str, str], scope: str) -> Program | None:
     elif model.startswith(("BERT-large", "HF BERT-large")):
         length = int(re.search(r"seq(\d+)", row["architecture_details"])[1]) if "SQuAD" not in model else 384
         kind = "bert-squad" if "SQuAD" in model else "bert-mlm"
-        config = BERT | ({"attn_implementation": "eager"} if not model.startswith("HF") else {})
+        config = BERT | {"attn_implementation": "eager"}  # before 2023 there was no other
     elif model.startswith("GPT-2 small"):
-        kind, length, config = "gpt2", 1024, GPT2 | {"tie_word_embeddings": False, "attn_implementation": "eager"}
+        kind, length, config = "gpt2-by-hand", 1024, {"vocab_size": 50257}
     elif model.startswith("GPT-2 124M"):
         kind, length = "gpt2", 1024
         config = GPT2 | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     elif model == "HF GPT2-medium":
-        kind, length, config = "gpt2", 512, GPT2 | {"n_layer": 24, "n_embd": 1024, "n_head": 16}
+        kind, length = "gpt2", 512
+        config = GPT2 | {"n_layer": 24, "n_embd": 1024, "n_head": 16, "attn_implementation": "eager"}
     else:
         return None
     return Program(
         kind=kind, config=tuple(sorted(config.items())), card=CARDS.get(row["gpu"], row["gpu"]), batch=int(batch[1]),
         accumulation=int(batch[2] or 1), length=length, mode=row["dtype_mode"], scope=scope,
         is_checkpointed=checkpointed == "full", is_compiled=compiled != "no",
+        is_fused="used" in row["optimizer"],
     )  # fmt: skip
 
 
 def make_step(program: Program) -> Callable[[], None]:
     """Return a function that makes one step on `cuda`."""
-    import transformers as hf
-
     config = dict(program.config)
     make = {
         "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**config, use_cache=False)),
         "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**config, head_dim=128, use_cache=False)),
+        "gpt2-by-hand": gpt2_by_hand.GPT,
         "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**config, use_cache=False)),
         "bert-mlm": lambda: hf.BertForMaskedLM(hf.BertConfig(**config)),
         "bert-squad": lambda: hf.BertForQuestionAnswering(hf.BertConfig(**config)),
@@ -113,14 +119,15 @@ def make_step(program: Program) -> Callable[[], None]:
     if program.kind == "resnet":
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), fused=program.kind.startswith("bert") or None)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=program.is_fused or None)
     low = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}.get(program.mode)
     scaler = torch.amp.GradScaler("cuda", enabled=low is torch.float16)
 
     def step() -> None:
         for _ in range(program.accumulation):
             with torch.autocast("cuda", dtype=low or torch.bfloat16, enabled=low is not None):
-                loss = called(**_inputs(program, config, is_last_axis)).loss
+                found = called(**_inputs(program, config, is_last_axis))
+            loss = found if isinstance(found, torch.Tensor) else found.loss
             if program.scope != "fwd":
                 scaler.scale(loss / program.accumulation if program.accumulation > 1 else loss).backward()
         if program.scope == "train_step":

@@ -2,43 +2,52 @@
 
 import torch
 
-from mezzotint.ghost.access import extra_bytes
+from mezzotint.ghost.access import NONE, Access, access_of, num_turned
 
 
 def test_dense_operands_move_their_elements():
     x = torch.ones(8, 16)
-    assert extra_bytes((x, x), x) == 0
+    assert access_of((x, x), x) == NONE
 
 
 def test_every_second_element_moves_the_others_too():
     x = torch.ones(8, 32)[:, ::2]
-    assert extra_bytes((x,), torch.ones(8, 16)) == 8 * 16 * 4
+    assert access_of((x,), torch.ones(8, 16)) == Access(8 * 16 * 4, 0)
 
 
 def test_far_elements_move_a_sector_each():
     x = torch.ones(8, 1024)[:, ::64]
-    assert extra_bytes((x,), torch.ones(8, 16)) == 8 * 16 * (32 - 4)
+    assert access_of((x,), torch.ones(8, 16)) == Access(8 * 16 * (32 - 4), 0)
 
 
 def test_an_expanded_operand_is_read_once():
     x = torch.ones(1, 16).expand(8, 16)
-    assert extra_bytes((x,), torch.ones(8, 16)) == -7 * 16 * 4
+    assert access_of((x,), torch.ones(8, 16)) == Access(-7 * 16 * 4, 0)
 
 
 def test_a_transposed_operand_is_read_across():
     x = torch.ones(16, 8).t()
-    assert extra_bytes((x,), torch.ones(8, 16)) == 2 * 8 * 16 * 4
-    assert extra_bytes((x,), torch.empty_like(x)) == 0  # the result keeps the order
+    assert access_of((x,), torch.ones(8, 16)) == Access(0, 8 * 16 * 32)  # a sector for each element
+    assert access_of((x,), torch.empty_like(x)) == NONE  # the result keeps the order
 
 
 def test_rows_that_are_padded_cost_nothing():
     x = torch.ones(8, 20)[:, :16]
-    assert extra_bytes((x,), torch.ones(8, 16)) == 0
+    assert access_of((x,), torch.ones(8, 16)) == NONE
 
 
 def test_lists_of_tensors():
     x = torch.ones(8, 32)[:, ::2]
-    assert extra_bytes(([x, x],), [torch.ones(8, 16)] * 2) == 2 * 8 * 16 * 4
+    assert access_of(([x, x],), [torch.ones(8, 16)] * 2) == Access(2 * 8 * 16 * 4, 0)
+
+
+def test_matrices_that_lie_across_the_sum():
+    x, weight, gradient = torch.ones(8, 16), torch.ones(32, 16), torch.ones(8, 32)
+    assert num_turned((x, weight.t())) == 0  # a linear layer
+    assert num_turned((gradient, weight)) == 1  # the gradient of its input
+    assert num_turned((gradient.t(), x)) == 2  # and of its weight
+    assert num_turned((torch.ones(32), x, weight.t())) == 0
+    assert num_turned((gradient.expand(2, 8, 32).transpose(1, 2), x.expand(2, 8, 16))) == 2
 
 
 def test_channels_last_convolutions_are_noted():

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mezzotint.errors import GhostError
-from mezzotint.ghost.access import extra_bytes
+from mezzotint.ghost.access import NONE, Access, access_of, num_turned
 from mezzotint.ghost.compiled import CompiledRegions
 from mezzotint.ghost.faces import Face, Faces
 from mezzotint.ghost.kernels import KERNELS
@@ -119,7 +119,8 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.on_card: Callable[[], object] = int
         self.on_transfer: Callable[[], object] = int
         self.on_channels_last: Callable[[], object] = int
-        self.on_extra_bytes: Callable[[int], object] = int
+        self.on_access: Callable[[Access], object] = tuple
+        self.on_turned: Callable[[int], object] = int
         self.workspace_bytes = 0
         self.regions = regions
 
@@ -237,10 +238,12 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note_access(self, func: Any, name: str, args: Any, out: Any) -> None:
         """Note what strides add to the bytes that an operation moves; products have kernels for each order."""
-        if name not in _PRODUCTS and not func.is_view:
-            extra = extra_bytes(args, out)
-            if extra:
-                self.on_extra_bytes(extra)
+        if name in _PRODUCTS:
+            self.on_turned(num_turned(args))
+        elif not func.is_view:
+            access = access_of(args, out)
+            if access != NONE:
+                self.on_access(access)
 
     def _traits(self, func: Any) -> tuple[str, frozenset[int | str]]:
         """Return the name of an operation and which of its arguments it writes to."""

@@ -19,6 +19,7 @@ from torch.optim import optimizer
 from torch.utils import _foreach_utils
 
 from mezzotint.errors import GhostError
+from mezzotint.ghost.access import Access
 from mezzotint.ghost.allocator import MIB, CachingAllocator
 from mezzotint.ghost.compiled import CompiledRegions
 from mezzotint.ghost.cuda_api import patch_cuda
@@ -67,7 +68,8 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
         self.transfers: set[int] = set()
         self.on_host: set[int] = set()
         self.channels_last: set[int] = set()
-        self.extra_bytes: dict[int, int] = {}
+        self.access: dict[int, Access] = {}
+        self.turned: dict[int, int] = {}
         self.allocator = CachingAllocator()
         self.out_of_memory: str | None = None
         self.regions = CompiledRegions()
@@ -130,7 +132,8 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
             mode.on_card = lambda: self.on_host.discard(self.storages.clock())
             mode.on_transfer = lambda: self.transfers.add(self.storages.clock())
             mode.on_channels_last = lambda: self.channels_last.add(self.storages.clock())
-            mode.on_extra_bytes = lambda extra: self.extra_bytes.update({self.storages.clock(): extra})
+            mode.on_access = lambda access: self.access.update({self.storages.clock(): access})
+            mode.on_turned = lambda count: self.turned.update({self.storages.clock(): count})
             mode.workspace_bytes = workspace_bytes(self.spec)
             mode.__enter__()  # type: ignore[no-untyped-call]
             stack.push(mode.__exit__)

@@ -4,7 +4,7 @@ What has no formula is counted as the bytes it reads and writes, which is a lowe
 recurrent layers, whose speed is a guess.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
@@ -38,7 +38,7 @@ class Product:
 class Cost:
     """An operation's work. `format` is torch's dtype of the operands; `kernels` how many are launched.
 
-    `has_formula` is False where only the bytes are known.
+    `is_winograd`: a dense convolution of 3 x 3 windows one apart. `has_formula` is False where only bytes are known.
     """
 
     work: Work
@@ -48,6 +48,7 @@ class Cost:
     products: tuple[Product, ...] = ()
     groups: int = 1
     head_size: int = 0
+    is_winograd: bool = False
     kernels: int = 1
     has_formula: bool = True
 
@@ -98,6 +99,30 @@ _KNOWN_BYTES = frozenset(
         "_thnn_fused_lstm_cell_backward_impl",
     }
 )  # fmt: skip
+
+
+# of the operations above, those that torch computes with its kernel for all elementwise operations
+_ELEMENTWISE = frozenset({"where", "masked_fill", "masked_fill_", "clone", "copy_", "_to_copy", "mse_loss_backward"})
+
+
+def is_scattered(call: Call, *, has_gaps: bool) -> bool:
+    """Whether an elementwise kernel computes the place of each element: operands are broadcast or `has_gaps`."""
+    if not call.outputs or (call.name in _KNOWN_BYTES and call.name not in _ELEMENTWISE):
+        return False
+    shape = call.outputs[0].shape
+    shapes = {meta.shape for meta in call.inputs if meta.numel > 1}
+    is_elementwise = len(call.outputs) == 1 and _broadcast(shapes) == shape
+    return is_elementwise and (has_gaps or shapes != {shape})
+
+
+def _broadcast(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the shape that shapes are broadcast to."""
+    sizes: list[int] = []
+    for shape in shapes:
+        sizes += [1] * (len(shape) - len(sizes))
+        for place, size in enumerate(reversed(shape)):
+            sizes[place] = max(sizes[place], size)
+    return tuple(reversed(sizes))
 
 
 def cost_of(call: Call) -> Cost:
@@ -192,9 +217,10 @@ def _convolution(call: Call) -> Cost:
     forward = Product(m=positions, n=n, k=k, batch=groups)
     # the gradient of the input is a product of the same size, that of the weight sums over positions
     products = (forward,) if call.name != "convolution_backward" else (forward,) * parts
+    is_dense = not is_transposed and groups == 1 and tuple(weight[2:]) == (3, 3) and tuple(out[2:]) == tuple(x[2:])
     return Cost(
         work=Work.CONVOLUTION, format=call.inputs[1].dtype if call.name != "convolution_backward" else
-        call.inputs[2].dtype, nbytes=call.nbytes, products=products, groups=groups,
+        call.inputs[2].dtype, nbytes=call.nbytes, products=products, groups=groups, is_winograd=is_dense,
         flops=sum(2 * one.m * one.n * one.k * one.batch for one in products), kernels=len(products),
     )  # fmt: skip
 

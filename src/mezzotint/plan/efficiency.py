@@ -42,7 +42,8 @@ class Rates:
 
     `overhead` are seconds for each product, `scale` the share of the card's sustained speed that squares reach,
     `small_tile` the efficiency of a tile of half the size, `unaligned` that of a size off the tensor cores' tile,
-    `busy` the speed of products in a row over that of one measured alone, `low` and `high` factors of the interval.
+    `busy` the speed of products in a row over that of one measured alone, `turned` that of products whose matrices both
+    lie across the axis that is summed over, as for the gradient of a weight; `low` and `high` factors of the interval.
     """
 
     overhead: float
@@ -50,6 +51,7 @@ class Rates:
     small_tile: float
     unaligned: float
     busy: float
+    turned: float
     low: float
     high: float
     rows: int
@@ -57,15 +59,18 @@ class Rates:
 
 def product_time(
     card: DeviceSpec, format_name: str, m: int, n: int, k: int, batch: int = 1, *, itemsize_in: int, itemsize_out: int,
-    is_busy: bool = True,
+    is_busy: bool = True, num_turned: int = 0,
 ) -> Estimate:  # fmt: skip
     """Return the time of `batch` products of (m, k) and (k, n), by tiles, waves and bytes.
 
-    `is_busy`: one of many, on a card at its power limit, as in a training step; else measured alone.
+    `is_busy`: one of many, on a card at its power limit, as in a training step; else measured alone. `num_turned` of
+    the two matrices do not lie along k.
     Raises PlanError for a format that the card has not got.
     """
     rates = rates_of(card)
-    speed = sustained(card, format_name) * rates.scale * (rates.busy if is_busy else 1.0)
+    speed = sustained(card, format_name) * rates.scale
+    if format_name not in ("float32", "float64"):  # tensor cores draw the power
+        speed *= (rates.busy if is_busy else 1.0) * (rates.turned if num_turned == 2 else 1.0)
     if not min(m, n, k, batch):
         return Estimate(_MIN_KERNEL, _MIN_KERNEL, _MIN_KERNEL, "launch")
     step = _ALIGNMENT.get(format_name, 1)
@@ -94,15 +99,38 @@ def _tiled(
     return waves * 2 * rows * columns * (k / splits) / (speed / processors * efficiency)
 
 
-def memory_time(card: DeviceSpec, nbytes: int, cached: int = 0) -> Estimate:
+def memory_time(card: DeviceSpec, nbytes: int, cached: int = 0, *, across: int = 0, scattered: int = 0) -> Estimate:
     """Return the time of a kernel that reads and writes so many bytes, `cached` of them in the L2 cache.
 
-    Elementwise kernels, reductions, copies.
+    Elementwise kernels, reductions, copies. `across` bytes are read from the cache sector by sector, and the places of
+    `scattered` elements are computed one by one; whichever takes longest is the time.
     """
     cached = min(cached, nbytes)
-    seconds = (nbytes - cached + cached / _cache_speedup(card)) / bandwidth(card) + _MIN_KERNEL
-    wall = "memory" if seconds > 2 * _MIN_KERNEL else "launch"
-    return Estimate(seconds, seconds * 0.85, seconds * 1.2, wall)
+    cache_speed = _cache_speedup(card) * bandwidth(card)
+    limits = {
+        "memory": (nbytes - cached) / bandwidth(card) + cached / cache_speed,
+        "cache": across / cache_speed,
+        "indexing": scattered / _scattered_rate(card),
+    }
+    wall = max(limits, key=limits.__getitem__)
+    seconds = limits[wall] + _MIN_KERNEL
+    return Estimate(seconds, seconds * 0.85, seconds * 1.2, wall if seconds > 2 * _MIN_KERNEL else "launch")
+
+
+# Elements a clock of a multiprocessor whose places elementwise kernels compute, where operands are broadcast or have
+# gaps (ATen/native/cuda/CUDALoops.cuh: one thread divides its index by every size, for every operand). Fitted on
+# attention written out in float32 on an H100 (cs336h-046 to 062) by scripts/fit_rates.py.
+_SCATTERED = 1.1
+_LANES = {(7, 0): 64, (7, 5): 64, (8, 0): 64}  # float32 lanes of a multiprocessor; 128 elsewhere
+
+
+def _scattered_rate(card: DeviceSpec) -> float:
+    """Return the scattered elements per second; the published float32 speed tells multiprocessors times clock."""
+    capability = card.compute_capability or AMPERE
+    lanes = _LANES.get(capability, 128)
+    peak = card.peak_flops_per_second("float32")
+    clocks = peak / (2 * lanes) if peak else num_multiprocessors(card) * 1.6e9
+    return _SCATTERED * clocks
 
 
 # Shares of the card's sustained matmul speed. FlashAttention-2 on an A100: 73 % of the peak forward and 63 % backward
@@ -125,22 +153,34 @@ def attention_time(
     return Estimate(seconds, seconds * 0.75, seconds * 1.35, "compute")
 
 
+# F(2x2, 3x3) needs 16 products where the definition needs 36 (Lavin and Gray 2015, arXiv 1509.09308), and moves more
+_WINOGRAD = 36 / 16 * 0.8
+
+
 def convolution_time(
     card: DeviceSpec, format_name: str, m: int, n: int, k: int, *, groups: int, is_channels_last: bool, nbytes: int,
-    itemsize: int,
+    itemsize: int, is_winograd: bool = False,
 ) -> Estimate:  # fmt: skip
     """Return the time of a convolution as the product (m, k) x (k, n) in each of `groups`.
 
-    Tensor cores want channels last: with the channels first, 16-bit convolutions pay for two changes of layout. A group
-    of few channels leaves tensor cores empty and moves bytes.
+    Tensor cores want channels last: with the channels first, convolutions pay for two changes of layout. Without tensor
+    cores, windows of 3 x 3 are computed by Winograd's algorithm if `is_winograd`. A group of few channels leaves tensor
+    cores empty and moves bytes.
     """
     moved = memory_time(card, nbytes)
     if n < 8 or k < 16:
         seconds = 2.5 * moved.seconds
         return Estimate(seconds, seconds * 0.6, seconds * 1.6, "memory")
     product = product_time(card, format_name, m, n, k, groups, itemsize_in=itemsize, itemsize_out=itemsize)
-    seconds = max(product.seconds / 0.75, moved.seconds)
-    if format_name in ("float16", "bfloat16") and not is_channels_last:
+    seconds = product.seconds / 0.75
+    if is_winograd and format_name == "float32":
+        seconds /= _WINOGRAD
+    seconds = max(seconds, moved.seconds)
+    if (
+        format_name not in ("float32", "float64")
+        and not is_channels_last
+        and (card.compute_capability or AMPERE)[0] > 6
+    ):
         seconds += moved.seconds
     return Estimate(seconds, seconds * 0.7, seconds * 1.4, product.wall)
 
@@ -233,6 +273,7 @@ def _rates() -> dict[str, Rates]:
             small_tile=float(row["small_tile"]),
             unaligned=float(row["unaligned"]),
             busy=float(row["busy"]),
+            turned=float(row["turned"]),
             low=float(row["low"]),
             high=float(row["high"]),
             rows=int(row["rows"]),

@@ -1,15 +1,18 @@
 """A few steps of a program on the ghost GPU, recorded: operations, memory, and what had to be assumed."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
+from mezzotint.ghost.access import Access
 from mezzotint.ghost.owners import GRADIENTS, WEIGHTS
 from mezzotint.ghost.session import ghost_gpu
 from mezzotint.ghost.storages import MemoryEvent
 from mezzotint.hardware.devices import DeviceSpec
+from mezzotint.patches import Patches
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import Recorder
 
@@ -21,8 +24,10 @@ class GhostRun:
     `memory` are allocations and releases in order; `owners` says which storages are weights, gradients or optimizer
     states. Sets of operations by index: `causal` attention with a causal mask, `waits` for a number from the GPU,
     `transfers` between the host's memory and the card's, those `on_host` that the GPU has no part in, convolutions with
-    `channels_last`. `extra_bytes` is what operations move beyond their elements because of strides, where that is not
-    0. `compiled` are names of what the program asked torch.compile for, `compiled_share` their share of forward.
+    `channels_last`; `syncs` are those before which the program waited for the GPU (`torch.cuda.synchronize`). `access`
+    is what operations move beyond their elements because of strides, `turned` how many of a product's matrices do not
+    lie along the axis it sums over. `compiled` are names of what the program asked torch.compile for, `compiled_share`
+    their share of forward.
     `has_tf32_products` and `has_tf32_convolutions` are torch's switches as the program left them. `assumed` counts
     answers without knowledge by (file, line, what).
     """
@@ -36,7 +41,9 @@ class GhostRun:
     transfers: frozenset[int]
     on_host: frozenset[int]
     channels_last: frozenset[int]
-    extra_bytes: Mapping[int, int]
+    syncs: frozenset[int]
+    access: Mapping[int, Access]
+    turned: Mapping[int, int]
     has_tf32_products: bool
     has_tf32_convolutions: bool
     compiled: tuple[str, ...]
@@ -56,15 +63,22 @@ class Recording:
     def __init__(self, gpu: str | DeviceSpec) -> None:
         self.gpu = ghost_gpu(gpu)
         self._switches = (False, True)
+        self._syncs: set[int] = set()
 
     @contextmanager
     def within(self, recorder: Recorder) -> Iterator[None]:
         """Switch the ghost on around a recorder, whose operations give memory its time."""
         with self.gpu as gpu:
             gpu.storages.clock = lambda: recorder.num_operations
+            patches = Patches()
+            patches.replace(torch.cuda, "synchronize", lambda *_: self._syncs.add(recorder.num_operations))
+            masks = sys.modules.get("transformers.masking_utils")
+            if masks is not None:  # it looks for packed sequences in numbers that ghosts have not, and would then mask
+                patches.replace(masks, "find_packed_sequence_indices", lambda _positions: None)
             try:
                 yield
             finally:
+                patches.undo()
                 self._switches = torch._C._get_cublas_allow_tf32(), torch._C._get_cudnn_allow_tf32()
                 for weight, buffers in recorder.known_tensors():
                     gpu.owners.name(weight, WEIGHTS)
@@ -86,7 +100,9 @@ class Recording:
             transfers=frozenset(self.gpu.transfers),
             on_host=frozenset(self.gpu.on_host),
             channels_last=frozenset(self.gpu.channels_last),
-            extra_bytes=dict(self.gpu.extra_bytes),
+            syncs=frozenset(self._syncs),
+            access=dict(self.gpu.access),
+            turned=dict(self.gpu.turned),
             has_tf32_products=self._switches[0],
             has_tf32_convolutions=self._switches[1],
             compiled=tuple(self.gpu.regions.names),

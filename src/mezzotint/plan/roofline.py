@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from mezzotint.ghost.access import NONE, Access
 from mezzotint.hardware.devices import DeviceSpec
 from mezzotint.plan import efficiency
 from mezzotint.plan.cache import Cache
-from mezzotint.plan.costs import Cost, Work, cost_of
+from mezzotint.plan.costs import Cost, Work, cost_of, is_scattered
 from mezzotint.plan.efficiency import Estimate
 from mezzotint.plan.recording import GhostRun
 from mezzotint.trace.record import Call, Kind, Operation, Phase
@@ -24,21 +25,31 @@ from mezzotint.trace.record import Call, Kind, Operation, Phase
 class Host:
     """What the host needs to issue one operation, in seconds: the usual figure, and how far machines are apart.
 
-    Eager PyTorch needs 5 to 10 us for an operation itself and as much again for the Python around it; forward passes
-    of 12 to 40 us an operation were reported.
+    Eager PyTorch needs 5 to 10 us for an operation itself and as much again for the Python around it; 4 us of it are
+    the launch of a kernel, which views have not got. How phases compare was measured on a CPU with the models of CS336,
+    Llama and GPT-2 (`scripts/host_costs.py`): forward without gradients takes 0.78 of forward with them, and what
+    autograd issues in backward costs about as much for each operation as forward does.
     """
 
-    forward: float = 14e-6
-    backward: float = 9e-6
-    view: float = 3e-6
+    forward: float = 13e-6
+    no_grad: float = 11e-6
+    backward: float = 11e-6
+    update: float = 9e-6
+    view: float = 1.2e-6
+    backward_view: float = 2.4e-6
     fast: float = 0.5
     slow: float = 2.5
 
-    def seconds(self, call: Call) -> float:
+    def seconds(self, call: Call, *, has_backward: bool = True) -> float:
         """Return the usual time to issue one call."""
+        is_backward = call.phase is Phase.BACKWARD
         if call.kind is Kind.VIEW:
-            return self.view
-        return self.backward if call.phase is Phase.BACKWARD else self.forward
+            return self.backward_view if is_backward else self.view
+        if is_backward:
+            return self.backward
+        if call.phase is Phase.OPTIMIZER:
+            return self.update
+        return self.forward if has_backward else self.no_grad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +94,11 @@ class TimePlan:
         """Whether the GPU waits for the host on a usual machine."""
         return self.host > 0.9 * self.gpu
 
+    @property
+    def is_gpu_bound(self) -> bool:
+        """Whether the GPU is the limit even where the host is slow."""
+        return self.gpu > Host().slow * self.host
+
     def utilisation(self, card: DeviceSpec, format_name: str) -> float | None:
         """Return the model FLOPs utilisation: FLOPs of the step per second, as a share of the card's peak."""
         peak = card.peak_flops_per_second(format_name)
@@ -95,7 +111,8 @@ class _Facts(NamedTuple):
     is_causal: bool
     is_transfer: bool
     is_channels_last: bool
-    extra_bytes: int
+    access: Access
+    turned: int
     cached: int
 
 
@@ -105,7 +122,8 @@ def _facts(run: GhostRun, operation: Operation, cache: Cache) -> _Facts:
         is_causal=index in run.causal,
         is_transfer=index in run.transfers,
         is_channels_last=index in run.channels_last,
-        extra_bytes=run.extra_bytes.get(index, 0),
+        access=run.access.get(index, NONE),
+        turned=run.turned.get(index, 0),
         cached=0 if operation.call.kind is Kind.VIEW else cache.hits(operation),
     )
 
@@ -129,8 +147,8 @@ def plan_time(
             if facts.is_transfer:
                 nbytes = sum(meta.nbytes for meta in call.outputs)
                 cost = Cost(work=Work.TRANSFER, format=cost.format, nbytes=nbytes)
-            elif facts.extra_bytes and cost.work is Work.BYTES:
-                cost = replace(cost, nbytes=max(0, cost.nbytes + facts.extra_bytes))
+            elif facts.access.memory and cost.work is Work.BYTES:
+                cost = replace(cost, nbytes=max(0, cost.nbytes + facts.access.memory))
             prices[call.index, facts] = cost, _price(run, call, cost, facts, has_fp8=has_fp8)
         kernels.append((operation, *prices[call.index, facts]))
     if run.is_compiled:
@@ -190,7 +208,7 @@ def _total(
         counts[key] += 1
         examples[key] = operation.call, cost, estimate
     clock = [
-        _clock(kernels, host, *ends, is_compiled=run.is_compiled, waits=waits)
+        _clock(kernels, host, *ends, is_compiled=run.is_compiled, waits=waits, syncs=run.syncs)
         for ends in ((1.0, 0), (host.fast, -1), (host.slow, 1))
     ]
     return TimePlan(
@@ -220,14 +238,20 @@ def _clock(
     *,
     is_compiled: bool,
     waits: frozenset[int],
+    syncs: frozenset[int],
 ) -> tuple[float, float]:
     """Return seconds of a step in steady state, and of the host alone; kernels are at one side of their interval."""
     cpu = gpu = 0.0
     ends = []
     issue = 0.0
+    has_backward = any(operation.call.phase is Phase.BACKWARD for operation, _, _ in kernels)
     for _ in range(2):  # the second step starts with what the first has left to do
         for operation, cost, estimate in kernels:
-            seconds = 0.0 if is_compiled and cost.kernels == 0 else host.seconds(operation.call) * factor
+            if operation.index in syncs:
+                cpu = max(cpu, gpu)
+            seconds = host.seconds(operation.call, has_backward=has_backward) * factor
+            if is_compiled and cost.kernels == 0:
+                seconds = 0.0
             if is_compiled and operation.call.phase is not Phase.OPTIMIZER:
                 seconds *= 0.5  # generated code launches without dispatcher and modules
             cpu += seconds
@@ -260,7 +284,7 @@ def _price(run: GhostRun, call: Call, cost: Cost, facts: _Facts, *, has_fp8: boo
             return _sum(found, casts)
         return efficiency.product_time(
             card, format_name, product.m, product.n, product.k, product.batch, itemsize_in=itemsize,
-            itemsize_out=itemsize,
+            itemsize_out=itemsize, num_turned=facts.turned,
         )  # fmt: skip
     if cost.work is Work.CONVOLUTION:
         found = nothing
@@ -268,6 +292,7 @@ def _price(run: GhostRun, call: Call, cost: Cost, facts: _Facts, *, has_fp8: boo
             one = efficiency.convolution_time(
                 card, format_name, product.m, product.n, product.k, groups=product.batch,
                 is_channels_last=facts.is_channels_last, nbytes=cost.nbytes // len(cost.products), itemsize=itemsize,
+                is_winograd=cost.is_winograd,
             )  # fmt: skip
             found = _sum(one, found)
         return found
@@ -280,7 +305,8 @@ def _price(run: GhostRun, call: Call, cost: Cost, facts: _Facts, *, has_fp8: boo
     if cost.work is Work.RECURRENT:  # a guess, and reported as one: no published figure was found
         seconds = cost.flops / (0.4 * efficiency.sustained(card, format_name)) + cost.kernels * 4e-6
         return Estimate(seconds, 0.5 * seconds, 2 * seconds, "compute")
-    found = efficiency.memory_time(card, cost.nbytes, facts.cached)
+    scattered = call.outputs[0].numel if is_scattered(call, has_gaps=facts.access != NONE) else 0
+    found = efficiency.memory_time(card, cost.nbytes, facts.cached, across=facts.access.across, scattered=scattered)
     extra = (cost.kernels - 1) * 1.5e-6
     return Estimate(found.seconds + extra, found.low + extra, found.high + extra, found.wall)
 
@@ -299,7 +325,7 @@ def _speed_format(run: GhostRun, cost: Cost) -> str:
         return cost.format
     is_convolution = cost.work in (Work.CONVOLUTION, Work.RECURRENT)
     has_tf32 = run.has_tf32_convolutions if is_convolution else run.has_tf32_products
-    return "tfloat32" if has_tf32 else "float32"
+    return "tfloat32" if has_tf32 and (run.spec.compute_capability or (8, 0)) >= (8, 0) else "float32"
 
 
 def _fused(

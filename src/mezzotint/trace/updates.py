@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mezzotint.trace.addresses import address_of
+from mezzotint.trace.addresses import address_of, is_fake
 from mezzotint.trace.ranges import has_memory
 from mezzotint.trace.record import Site, UpdateRecord
 
@@ -138,9 +138,9 @@ class Updates:
         total.lost += int(lost.sum())
 
     def _lasts(self, tensor: Tensor) -> bool:
-        """Whether a tensor was there before this step: a passing result may be rounded as it likes."""
+        """Whether a tensor with numbers was there before this step: a passing result may be rounded as it likes."""
         if not has_memory(tensor):
-            return False  # one without numbers: there is nothing to compare
+            return False
         address = address_of(tensor)
         return address in self.names or self._tape.created.get(address, -1) < self._tape.step_first
 
