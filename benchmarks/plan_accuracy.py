@@ -163,6 +163,7 @@ def main() -> int:
         results.append(
             {
                 "id": row["id"], "source": row["source"].split(";")[0], "model": row["model"], "gpu": row["gpu"],
+                "card": card,
                 "batch": row["batch_per_gpu"], "length": length, "mode": row["dtype_mode"], "scope": scope,
                 "checkpointing": row["activation_checkpointing"], "is_compiled": is_compiled, "family": family,
                 "is_exact_program": program is None,

@@ -194,7 +194,52 @@ def main() -> int:
     for line in lines:
         line[6] = TURNED.get(line[0], 1.0)
     write(lines)
+    scattered()
     return 0
+
+
+def attention(length: int, size: int, *, has_backward: bool) -> float:
+    """Return the planned seconds of attention written out in float32 on an H100, as cs336h-046 to -062 measured it."""
+    import torch
+
+    from mezzotint.plan.recording import Recording
+    from mezzotint.plan.roofline import plan_time
+    from mezzotint.trace.recorder import Recorder
+
+    recording, recorder = Recording("H100"), Recorder(has_ranges=False)
+    with recording.within(recorder), recorder:
+        q, k, v = (torch.randn(8, length, size, device="cuda", requires_grad=True) for _ in range(3))
+        mask = torch.ones(length, length, dtype=torch.bool, device="cuda")
+        first = recorder.num_operations
+        scores = torch.where(mask, torch.einsum("...md,...nd->...mn", q, k) / size**0.5, float("-inf"))
+        exps = torch.exp(scores - torch.max(scores, dim=-1, keepdim=True)[0])
+        out = torch.einsum("...mn,...nd->...md", exps / torch.sum(exps, dim=-1, keepdim=True), v)
+        if has_backward:
+            out.sum().backward()
+    return plan_time(recording.run(recorder.trace()), first=first).gpu
+
+
+def scattered() -> None:
+    """Print how `_SCATTERED` of `plan/efficiency.py` does on attention written out; the least error is what it is."""
+    from mezzotint.plan import efficiency
+
+    rows = []
+    with ROWS.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            size = re.match(r"unfused attention d(\d+) seq(\d+)", row["model"])
+            if size is not None and row["dtype_mode"] == "fp32" and row["torch_compile"] == "no":
+                rows.append((int(size[2]), int(size[1]), "backward" in row["notes"], float(row["value"]) * 1e-3))
+    kept = efficiency._SCATTERED
+    for value in (0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 2.0, 10.0):
+        efficiency._SCATTERED = value
+        off = []
+        for length, width, is_backward, seconds in rows:
+            planned = attention(length, width, has_backward=is_backward)
+            if is_backward:
+                planned -= attention(length, width, has_backward=False)
+            off.append(abs(planned / seconds - 1))
+        sys.stdout.write(f"scattered {value}: median error {statistics.median(off):.1%}, worst {max(off):.1%}\n")
+    efficiency._SCATTERED = kept
 
 
 def write(lines: list[list[object]]) -> None:

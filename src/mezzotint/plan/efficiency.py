@@ -120,7 +120,7 @@ def memory_time(card: DeviceSpec, nbytes: int, cached: int = 0, *, across: int =
 # Elements a clock of a multiprocessor whose places elementwise kernels compute, where operands are broadcast or have
 # gaps (ATen/native/cuda/CUDALoops.cuh: one thread divides its index by every size, for every operand). Fitted on
 # attention written out in float32 on an H100 (cs336h-046 to 062) by scripts/fit_rates.py.
-_SCATTERED = 1.1
+_SCATTERED = 1.0
 _LANES = {(7, 0): 64, (7, 5): 64, (8, 0): 64}  # float32 lanes of a multiprocessor; 128 elsewhere
 
 
