@@ -64,7 +64,7 @@ def test_precisions(tmp_path: Path, region: str) -> None:
         "fp8": "float8_e4m3fn",
     }
     time = {name: plan.time.gpu for name, plan in plans.items()}
-    assert time["bf16"] < 0.5 * time["float32"]
+    assert time["bf16"] < 0.6 * time["float32"]
     assert time["tf32"] < 0.5 * time["float32"]
     assert time["as written"] == pytest.approx(time["bf16" if region is WITH_AUTOCAST else "float32"])
     for plan in plans.values():
