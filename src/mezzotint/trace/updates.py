@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mezzotint.trace.addresses import address_of, is_fake
+from mezzotint.trace.addresses import address_of
 from mezzotint.trace.ranges import has_memory
 from mezzotint.trace.record import Site, UpdateRecord
 
