@@ -281,9 +281,11 @@ def test_a_forked_child_records_nothing():
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
-            torch.ones(3).add(1)
-            os.write(write, str(len(recorder._tape.log)).encode())
-            os._exit(0)
+            try:
+                torch.ones(3).add(1)
+                os.write(write, str(len(recorder._tape.log)).encode())
+            finally:
+                os._exit(0)
         os.waitpid(child, 0)
         assert os.read(read, 10) == b"0"
         torch.ones(3).add(1)
