@@ -1,0 +1,1 @@
+"""The proof, pure: designs, statistics, verdicts. It runs nothing."""

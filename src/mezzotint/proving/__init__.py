@@ -1,0 +1,1 @@
+"""Experiments that run: arms trained in pairs, kept on disk, judged, resumed."""
