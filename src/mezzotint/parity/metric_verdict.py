@@ -15,6 +15,7 @@ from mezzotint.parity.design import CURVE, FINAL_LOSS, VALIDATION_LOSS, Better, 
 from mezzotint.parity.losses import rounded_to, spacing
 from mezzotint.parity.pairs import Differences, Pair, differences, of_seeds
 from mezzotint.parity.result import Interval, MetricResult, Verdict
+from mezzotint.parity.spelling import spell_difference, spell_margin
 from mezzotint.parity.stats import is_apart, is_within, pairs_needed, t_interval
 
 OF_LOSSES = (VALIDATION_LOSS.name, FINAL_LOSS.name, CURVE.name)  # metrics that a rounded loss blurs
@@ -127,9 +128,9 @@ def _mean(values: Sequence[float]) -> float:
 
 def _reason(metric: Metric, decision: Decision) -> str:
     read = decision.interval if decision.verdict in (Verdict.EQUIVALENT, Verdict.UNDECIDED) else decision.wide
-    margin = _amount(metric, metric.margin).removeprefix("+")
+    margin = spell_margin(metric.margin, is_relative=metric.is_relative)
     text = (
-        f"{_amount(metric, read.mean)} ({100 * read.level:.3g} % interval "
+        f"{_amount(metric, read.mean)} ({100 * read.level:.3g}% interval "
         f"{_amount(metric, read.low)} to {_amount(metric, read.high)})"
     )
     match decision.verdict:
@@ -144,10 +145,7 @@ def _reason(metric: Metric, decision: Decision) -> str:
 
 
 def _amount(metric: Metric, value: float) -> str:
-    """Return a difference in words: percent, times the control where it is many times as much, or plain."""
-    if not metric.is_relative:
-        return f"{value:+.3g}"
-    return f"{100 * value:+.3g} %" if abs(value) < 10 else f"{value:+.3g} times the control"
+    return spell_difference(value, metric.margin, is_relative=metric.is_relative)
 
 
 def _blurred(metric: Metric, pairs: Sequence[Pair], found: Differences) -> tuple[str, bool]:
