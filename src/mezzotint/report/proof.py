@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
 
 from mezzotint.parity.design import Experiment
-from mezzotint.parity.result import ArmResult, MetricResult, Proof, Run, RunStatus, Verdict
+from mezzotint.parity.result import ArmResult, MetricResult, Proof, Run, RunStatus
 from mezzotint.parity.stats import t_interval
 from mezzotint.report.page import COLOURS, chart, render_page, rows_of
-from mezzotint.report.proof_text import further_reasons, troubles
 from mezzotint.report.proof_words import (
     MEMORY_CLASSES,
     PEAK,
@@ -19,8 +19,11 @@ from mezzotint.report.proof_words import (
     decisive,
     design_rows,
     find_cost,
+    further_reasons,
     grounds,
     headline,
+    main_costs,
+    margin_words,
     mean_memory,
     name_words,
     next_steps,
@@ -32,7 +35,6 @@ from mezzotint.report.proof_words import (
     spell_bytes,
     spell_interval,
     spell_level,
-    spell_margin,
     spell_ratio,
     spell_share,
     spell_status,
@@ -43,7 +45,7 @@ _MAX_POINTS = 300  # of a loss curve
 _MAX_BINS = 60  # of a difference curve, whose points are means over steps so that a margin can be seen
 _MAX_OPEN_ROWS = 40  # of the per-seed table; a longer one is folded
 _FOREST_RANGE = 2.0  # margins to each side
-STEP_TIME, PEAK_MEMORY = "step time", "peak memory"
+STEP_TIME, PEAK_MEMORY = "step_time", "peak_memory"
 
 
 def proof_page(proof: Proof) -> str:
@@ -61,7 +63,6 @@ def proof_page(proof: Proof) -> str:
         cards=[_card(proof, result) for result in proof.results],
         next_steps=next_steps(proof),
         notes=proof.notes,
-        troubles=troubles(proof),
         control=experiment.control.name,
         curves=curves,
         differences=_differences(proof),
@@ -82,7 +83,7 @@ def proof_page(proof: Proof) -> str:
                 "ratio": spell_ratio(cost.ratio),
             }
             for result in proof.results
-            for cost in result.costs
+            for cost in main_costs(result)
         ],
         design=design_rows(experiment, proof.num_looks, len(seeds)),
         recipe=experiment.recipe_toml,
@@ -92,7 +93,6 @@ def proof_page(proof: Proof) -> str:
 
 
 def _card(proof: Proof, result: ArmResult) -> dict[str, Any]:
-    why = grounds(result)
     time, peak, metric = find_cost(result, STEP_TIME), find_cost(result, PEAK_MEMORY), decisive(result)
     tiles = []
     if time is not None:
@@ -105,16 +105,16 @@ def _card(proof: Proof, result: ArmResult) -> dict[str, Any]:
             {
                 "value": value,
                 "label": f"{name_words(metric.name)}, difference",
-                "note": f"{interval.replace('[', '').replace(']', '').replace(', ', ' to ')} at {spell_level(shown.level)}; "
-                f"margin ±{spell_margin(metric)}",
+                "note": f"{interval.strip('[]').replace(', ', ' to ')} at {spell_level(shown.level)}; "
+                f"margin ±{margin_words(metric)}",
             }
         )
     return {
         "style": STYLES[result.verdict],
         "word": str(result.verdict),
         "phrase": phrase(result, proof.experiment.control.name),
-        "grounds": f"{why[:1].upper()}{why[1:]}." if why else "",
-        "reasons": further_reasons(result, why),
+        "grounds": grounds(result),
+        "reasons": further_reasons(result),
         "tiles": tiles,
         "missing": [name for name, cost in (("step time", time), ("peak memory", peak)) if cost is None],
     }
@@ -139,7 +139,7 @@ def _binned(losses: Sequence[float], num_steps: int, num_bins: int) -> np.ndarra
     finite = np.asarray(losses[:num_steps], dtype=float)
     values[: len(finite)] = np.where(np.isfinite(finite), finite, np.nan)
     edges = np.linspace(0, num_steps, min(num_bins, num_steps) + 1).astype(int)
-    return np.array([values[left:right].mean() for left, right in zip(edges[:-1], edges[1:], strict=True)])
+    return np.array([values[left:right].mean() for left, right in pairwise(edges)])
 
 
 def _steps(num_steps: int, num_bins: int) -> np.ndarray[Any, Any]:
@@ -178,7 +178,7 @@ def _curves(proof: Proof) -> Markup | None:
             )  # fmt: skip
         figure.add_scatter(
             x=where, y=_rounded(mean), mode="lines", name=name, legendgroup=name,
-            line={"color": _colour(index), "width": 2, "dash": "solid" if not index else "dash" if index > 6 else "solid"},
+            line={"color": _colour(index), "width": 2},
             hovertemplate="%{y:.4f}",
         )  # fmt: skip
         ended = [run for run in runs if run.status is not RunStatus.FINISHED]
@@ -286,7 +286,7 @@ def _metric_rows(result: ArmResult) -> list[dict[str, Any]]:
                 "pairs": metric.num_pairs,
                 "difference": spell_interval(metric),
                 "level": "" if shown is None else spell_level(shown.level),
-                "margin": spell_margin(metric),
+                "margin": margin_words(metric),
                 "verdict": str(metric.verdict),
                 "style": STYLES[metric.verdict],
                 "reason": metric.reason,

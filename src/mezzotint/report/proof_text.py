@@ -7,20 +7,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mezzotint.parity.result import ArmResult, Proof, RunStatus, Verdict
+from mezzotint.parity.result import ArmResult, Proof, Verdict
 from mezzotint.report.proof_words import (
     STYLES,
     design_rows,
+    further_reasons,
     headline,
+    main_costs,
+    margin_words,
     name_words,
     next_steps,
     seeds_of,
     sentence,
     spell_amount,
     spell_interval,
-    spell_margin,
     spell_ratio,
-    spell_status,
     spell_value,
 )
 
@@ -45,7 +46,7 @@ def print_proof(console: Console, proof: Proof, *, report_path: str | None = Non
     """Print verdicts, metrics, costs, notes and what to do next. Names are printed as they are, never as markup."""
     for result, line in zip(proof.results, verdict_lines(proof), strict=True):
         console.print(Text(line, style=f"bold {_RICH[STYLES[result.verdict]]}"))
-        for reason in further_reasons(result, line):
+        for reason in further_reasons(result):
             console.print(Text(f"  {reason}"))
     for result in proof.results:
         console.print()
@@ -56,10 +57,9 @@ def print_proof(console: Console, proof: Proof, *, report_path: str | None = Non
         if result.costs:
             console.print()
             console.print(_costs(proof, result))
-    lines = [*troubles(proof), *proof.notes]
-    if lines:
+    if proof.notes:
         console.print()
-    for line in lines:
+    for line in proof.notes:
         console.print(Text(line))
     following = next_steps(proof)
     if following:
@@ -71,18 +71,6 @@ def print_proof(console: Console, proof: Proof, *, report_path: str | None = Non
     console.print(Text(f"design  {proof.experiment.digest}, {len(seeds_of(proof))} seeds, {proof.date}"))
     if report_path is not None:
         console.print(Text(f"report  {report_path}"), soft_wrap=True)
-
-
-def further_reasons(result: ArmResult, line: str) -> list[str]:
-    """Return the reasons that the verdict's sentence does not have already."""
-    return [reason for reason in result.reasons if reason.strip().rstrip(".") not in line]
-
-
-def troubles(proof: Proof) -> list[str]:
-    """Return the runs that did not finish, each as a line."""
-    return [
-        f"{run.arm}, seed {run.seed}: {spell_status(run)}" for run in proof.runs if run.status is not RunStatus.FINISHED
-    ]
 
 
 def _metrics(proof: Proof, result: ArmResult) -> Table:
@@ -101,7 +89,7 @@ def _metrics(proof: Proof, result: ArmResult) -> Table:
             spell_value(metric.treatment),
             mean,
             Text(interval.replace("%,", ",").replace("%]", "]")),
-            f"±{spell_margin(metric)}",
+            f"±{margin_words(metric)}",
             Text(str(metric.verdict), style=_RICH[STYLES[metric.verdict]] if metric.is_primary else "dim"),
         )
     return table
@@ -118,7 +106,7 @@ def _costs(proof: Proof, result: ArmResult) -> Table:
     table.add_column("")
     for heading in (*_headings(proof, result), "ratio"):
         table.add_column(Text(heading), header_style="bold", justify="right", no_wrap=True)
-    for cost in result.costs:
+    for cost in main_costs(result):
         table.add_row(
             Text(name_words(cost.name)),
             spell_amount(cost.control, cost.unit),
@@ -134,7 +122,7 @@ def markdown(proof: Proof) -> str:
     lines = [f"### {_cell(headline(proof))}", ""]
     for result, line in zip(proof.results, verdict_lines(proof), strict=True):
         lines.append(f"- {_MARKS[result.verdict]} {_cell(line)}")
-        lines += [f"  - {_cell(reason)}" for reason in further_reasons(result, line)]
+        lines += [f"  - {_cell(reason)}" for reason in further_reasons(result)]
     rows = [
         [
             result.arm,
@@ -142,7 +130,7 @@ def markdown(proof: Proof) -> str:
             spell_value(metric.control),
             spell_value(metric.treatment),
             spell_interval(metric),
-            f"±{spell_margin(metric)}",
+            f"±{margin_words(metric)}",
             str(metric.verdict) if metric.is_primary else f"({metric.verdict})",
         ]
         for result in proof.results
@@ -159,11 +147,11 @@ def markdown(proof: Proof) -> str:
             spell_ratio(cost.ratio),
         ]
         for result in proof.results
-        for cost in result.costs
+        for cost in main_costs(result)
     ]
     if rows:
         lines += ["", *_table(["", "cost", control, "treatment", "ratio"], rows)]
-    notes = [*troubles(proof), *proof.notes, *next_steps(proof)]
+    notes = [*proof.notes, *next_steps(proof)]
     if notes:
         lines += ["", *(f"- {_cell(note)}" for note in notes)]
     details = [*design_rows(proof.experiment, proof.num_looks, len(seeds_of(proof))), *proof.machine.items()]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from mezzotint.parity.design import Experiment, Metric, Source
 from mezzotint.parity.result import ArmResult, Cost, Interval, MetricResult, Proof, Run, RunStatus, Verdict
+from mezzotint.parity.spelling import spell_difference, spell_margin
 
 STYLES = {
     Verdict.IDENTICAL: "good",
@@ -76,57 +77,58 @@ def listed(names: list[str]) -> str:
 
 
 def sentence(proof: Proof, result: ArmResult) -> str:
-    """Return the verdict on one treatment in one sentence, with the figure that carries it."""
-    said, why = phrase(result, proof.experiment.control.name), grounds(result)
-    return f"{said}: {why}." if why else f"{said}."
+    """Return the verdict on one treatment with the figure that carries it."""
+    return " ".join(filter(None, [f"{phrase(result, proof.experiment.control.name)}.", grounds(result)]))
 
 
 def grounds(result: ArmResult) -> str:
-    """Return why the verdict is what it is: the figure that carries it, else the first reason; no full stop."""
+    """Return why the verdict is what it is, as a sentence: the figure that carries it, else the first reason."""
+    metric = carrying(result)
+    if metric is None:
+        return _stopped(result.reasons[0]) if result.reasons else ""
+    name, _, reason = metric.reason.partition(": ")
+    others = sum(one.is_primary for one in result.metrics) - 1
+    more = ""
+    if result.verdict is Verdict.EQUIVALENT and others:
+        more = (
+            "; the other primary metric is within its own"
+            if others == 1
+            else f"; so are the {others} other primary metrics"
+        )
+    pairs = f"{metric.num_pairs} pair{'s' * (metric.num_pairs != 1)}"
+    return _stopped(f"{name_words(name)} over {pairs}: {reason}{more}")
+
+
+def further_reasons(result: ArmResult) -> list[str]:
+    """Return the reasons that neither `grounds` nor a table of the metrics gives, each as a sentence."""
+    metric = carrying(result)
+    given = {metric.reason if metric is not None else next(iter(result.reasons), "")}
+    given |= {one.reason for one in result.metrics if one.verdict is Verdict.EQUIVALENT and ";" not in one.reason}
+    return [_stopped(_named(reason, result)) for reason in result.reasons if reason not in given]
+
+
+def _named(reason: str, result: ArmResult) -> str:
+    """Return a reason with a metric's name in a reader's words."""
+    name, colon, rest = reason.partition(": ")
+    return f"{name_words(name)}: {rest}" if colon and any(name == one.name for one in result.metrics) else reason
+
+
+def _stopped(text: str) -> str:
+    """Return a text as a sentence; a name such as bf16-mixed at its start stays as it is."""
+    text = text.strip().rstrip(".")
+    is_word = text.partition(" ")[0].rstrip(":,").isalpha()
+    return f"{text[:1].upper() if is_word else text[:1]}{text[1:]}." if text else ""
+
+
+def carrying(result: ArmResult) -> MetricResult | None:
+    """Return the metric whose figure carries the verdict; None where something else does, such as a divergence."""
     metric = decisive(result)
-    has_figure = metric is not None and metric.interval is not None and metric.verdict is result.verdict
-    if result.verdict is Verdict.IDENTICAL:
-        return f"the same bits in every loss and weight{f' of {_pairs(metric)}' if metric is not None else ''}"
-    if metric is None or not has_figure:
-        # something else than a figure decided: a run that diverged or did not learn
-        return _without_stop(result.reasons[0]) if result.reasons else ""
-    figure = f"{name_words(metric.name)} differs by {spell_difference(metric)}"
-    margin = spell_margin(metric)
-    match result.verdict:
-        case Verdict.EQUIVALENT:
-            others = sum(one.is_primary for one in result.metrics) - 1
-            more = {0: "", 1: "; the other primary metric stays within its own too"}.get(
-                others, f"; the {others} other primary metrics stay within theirs too"
-            )
-            return f"{figure} over {_pairs(metric)}, within the margin of {margin}{more}"
-        case Verdict.UNDECIDED:
-            needed = result.seeds_needed or metric.seeds_needed
-            following = f"about {needed} pairs would decide" if needed else "how many pairs would decide cannot be said"
-            return (
-                f"{figure} over {_pairs(metric)}: neither shown to be within the margin of {margin} nor shown to be a "
-                f"difference; {following}"
-            )
-        case _:
-            return f"{figure} over {_pairs(metric)}, {_beyond(metric)} the margin of {margin}"
-
-
-def _pairs(metric: MetricResult) -> str:
-    return f"{metric.num_pairs} pair{'s' * (metric.num_pairs != 1)}"
-
-
-def _beyond(metric: MetricResult) -> str:
-    """Say where the interval from which differences are read lies."""
-    shown = shown_interval(metric)
-    is_beyond = shown is not None and (shown.low >= metric.margin or shown.high <= -metric.margin)
-    return "beyond" if is_beyond else "more than chance, though not shown to be beyond"
-
-
-def _without_stop(text: str) -> str:
-    return text.strip().rstrip(".")
+    is_given = metric is not None and metric.reason in result.reasons and metric.verdict is result.verdict
+    return metric if is_given else None
 
 
 def decisive(result: ArmResult) -> MetricResult | None:
-    """Return the primary metric that the verdict hangs on: the first of its verdict, of equivalent ones the closest call."""
+    """Return the primary metric that the verdict hangs on: the first one like it, the closest call of equivalents."""
     primary = [one for one in result.metrics if one.is_primary]
     alike = [one for one in primary if one.verdict is result.verdict]
     if result.verdict is Verdict.EQUIVALENT and alike:
@@ -143,52 +145,27 @@ def shown_interval(metric: MetricResult) -> Interval | None:
     return metric.wide if metric.verdict in (Verdict.BETTER, Verdict.WORSE) else metric.interval
 
 
-def spell_difference(metric: MetricResult) -> str:
-    """Return the mean difference with the interval that its verdict was read from."""
-    shown = shown_interval(metric)
-    if shown is None:
-        return "-"
-    digits = _digits(metric)
-    low, mean, high = (_signed(value, digits, is_relative=metric.is_relative) for value in (shown.low, shown.mean, shown.high))
-    return f"{mean} ({spell_level(shown.level)} interval {low} to {high})"
-
-
 def spell_interval(metric: MetricResult) -> str:
-    """Return mean and interval without words, for a table."""
+    """Return the mean difference and the interval that its verdict was read from."""
     shown = shown_interval(metric)
     if shown is None:
         return "-"
-    digits = _digits(metric)
-    low, mean, high = (_signed(value, digits, is_relative=metric.is_relative) for value in (shown.low, shown.mean, shown.high))
-    return f"{mean} [{low}, {high}]"
+    return f"{spell_share(shown.mean, metric)} [{spell_share(shown.low, metric)}, {spell_share(shown.high, metric)}]"
 
 
 def spell_share(value: float, metric: MetricResult) -> str:
-    """Return one pair's difference as the metric's are spelled."""
-    return _signed(value, _digits(metric), is_relative=metric.is_relative)
+    """Return a difference as the metric's are spelled."""
+    return spell_difference(value, metric.margin, is_relative=metric.is_relative)
 
 
-def spell_margin(metric: MetricResult | Metric) -> str:
-    """Return a margin: a percentage where it is a share of the control's value."""
-    return f"{metric.margin * 100:.4g}%" if metric.is_relative else f"{metric.margin:.4g}"
+def margin_words(metric: MetricResult | Metric) -> str:
+    """Return a metric's margin."""
+    return spell_margin(metric.margin, is_relative=metric.is_relative)
 
 
 def spell_level(level: float) -> str:
     """Return a confidence level, such as 90%; corrected ones have a digit more."""
     return f"{level * 100:.3g}%"
-
-
-def _digits(metric: MetricResult) -> int:
-    """Return how many decimals tell a tenth of the margin."""
-    margin = metric.margin * 100 if metric.is_relative else metric.margin
-    return min(8, max(0, 1 - math.floor(math.log10(margin))))
-
-
-def _signed(value: float, digits: int, *, is_relative: bool) -> str:
-    if not math.isfinite(value):
-        return str(value)
-    spelled = f"{value * 100:+,.{digits}f}%" if is_relative else f"{value:+,.{digits}f}"
-    return spelled if float(spelled.rstrip("%").replace(",", "")) else spelled.lstrip("+-")
 
 
 def spell_value(value: float) -> str:
@@ -264,7 +241,8 @@ def design_rows(experiment: Experiment, num_looks: int, num_seeds: int) -> list[
         rows.append((f"{role} {arm.name}", ", ".join([arm.policy, *arm.settings])))
     seeds = f"{num_seeds} of {len(experiment.seeds)}" if num_seeds < len(experiment.seeds) else str(num_seeds)
     if experiment.is_sequential:
-        seeds += f"; at least {len(experiment.seeds)}, up to {experiment.max_seeds} until decided, judged {num_looks} time{'s' * (num_looks != 1)}"
+        looks = f"judged {num_looks} time{'s' * (num_looks != 1)}"
+        seeds += f"; at least {len(experiment.seeds)}, up to {experiment.max_seeds} until decided, {looks}"
     rows += [
         ("seeds", seeds),
         ("steps", "as the program has it" if experiment.steps is None else f"{experiment.steps:,}"),
@@ -279,7 +257,7 @@ def design_rows(experiment: Experiment, num_looks: int, num_seeds: int) -> list[
 
 def _metrics_words(experiment: Experiment, *, is_primary: bool) -> str:
     return "; ".join(
-        f"{name_words(metric.name)}, margin {spell_margin(metric)}{'' if metric.is_relative else ' in its own unit'}, "
+        f"{name_words(metric.name)}, margin {margin_words(metric)}{'' if metric.is_relative else ' in its own unit'}, "
         f"{metric.better} is better".replace("neither is better", "any difference counts")
         for metric in experiment.metrics
         if metric.is_primary is is_primary
@@ -291,18 +269,25 @@ def next_steps(proof: Proof) -> list[str]:
     lines = []
     for result in proof.results:
         metric = decisive(result)
-        if result.verdict is Verdict.UNDECIDED and metric is not None:
-            needed = result.seeds_needed or metric.seeds_needed
-            if needed:
-                lines.append(f"{result.arm}: about {needed} seeds would decide (--seeds {needed}; runs that exist are kept)")
-            else:
-                lines.append(
-                    f"{result.arm}: the difference sits near the margin; decide before the next run whether "
-                    f"{spell_margin(metric)} of {name_words(metric.name)} matters, and use fresh seeds"
-                )
-        if result.verdict is Verdict.WORSE:
-            lines.append(f"{result.arm}: mezzotint audit --bisect names what has to stay in float32")
+        if result.verdict is not Verdict.UNDECIDED or metric is None:
+            continue
+        if needed := result.seeds_needed:
+            lines.append(f"{result.arm}: about {needed} seeds would decide; --seeds {needed} keeps the runs that exist")
+        else:
+            lines.append(
+                f"{result.arm}: how many seeds would decide cannot be said; the difference of "
+                f"{name_words(metric.name)} may sit at the margin of {margin_words(metric)}"
+            )
+    worse = [result.arm for result in proof.results if result.verdict is Verdict.WORSE]
+    if worse and proof.experiment.source is Source.SCRIPT:
+        lines.append(f"{listed(worse)}: mezzotint audit --bisect names the modules that have to stay in float32")
     return lines
+
+
+def main_costs(result: ArmResult) -> list[Cost]:
+    """Return the costs without the classes of memory, the peak and what waits for backward apart."""
+    kept = ("peak_memory", "activations_memory")
+    return [cost for cost in result.costs if not cost.name.endswith("_memory") or cost.name in kept]
 
 
 def mean_memory(proof: Proof, arm: str) -> Mapping[str, float]:
