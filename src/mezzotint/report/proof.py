@@ -178,7 +178,7 @@ def _curves(proof: Proof) -> Markup | None:
             )  # fmt: skip
         figure.add_scatter(
             x=where, y=_rounded(mean), mode="lines", name=name, legendgroup=name,
-            line={"color": _colour(index), "width": 2},
+            line={"color": _colour(index), "width": 2 if index else 4},
             hovertemplate="%{y:.4f}",
         )  # fmt: skip
         ended = [run for run in runs if run.status is not RunStatus.FINISHED]

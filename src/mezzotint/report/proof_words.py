@@ -38,12 +38,13 @@ MEMORY_CLASSES = {
     "temporaries": "temporaries",
 }
 PEAK = "peak"
+_NAMES = {"curve": "loss curve"}
 _MOST_NAMES = 3  # in a headline
 
 
 def name_words(name: str) -> str:
     """Return a metric's or a cost's name as a reader's words."""
-    return name.replace("_", " ")
+    return _NAMES.get(name, name.replace("_", " "))
 
 
 def phrase(result: ArmResult, control: str) -> str:
@@ -128,16 +129,9 @@ def carrying(result: ArmResult) -> MetricResult | None:
 
 
 def decisive(result: ArmResult) -> MetricResult | None:
-    """Return the primary metric that the verdict hangs on: the first one like it, the closest call of equivalents."""
+    """Return the primary metric that the verdict is shown by: the design's first of the same verdict, else its first."""
     primary = [one for one in result.metrics if one.is_primary]
-    alike = [one for one in primary if one.verdict is result.verdict]
-    if result.verdict is Verdict.EQUIVALENT and alike:
-        return max(alike, key=lambda one: _reach(one) / one.margin)
-    return next(iter(alike or primary), None)
-
-
-def _reach(metric: MetricResult) -> float:
-    return 0.0 if metric.interval is None else max(abs(metric.interval.low), abs(metric.interval.high))
+    return next((one for one in primary if one.verdict is result.verdict), next(iter(primary), None))
 
 
 def shown_interval(metric: MetricResult) -> Interval | None:
