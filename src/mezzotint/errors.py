@@ -11,11 +11,18 @@
     |   +-- AuditError                     a script or an audit that cannot be started
     |   +-- GhostError                     what the simulated GPU cannot do
     |   +-- PlanError                      a card or a run that cannot be planned
+    |   +-- ProofError                     a comparison that cannot be run, or goes on with another design
     +-- TrainingError (also a RuntimeError)   a run that cannot go on
         +-- NonFiniteError                 NaN or infinity in loss or gradients, beyond what skipping repairs
 
 A message names the value, the limit and the fix, in one sentence where that is possible.
 """
+
+import traceback
+from pathlib import Path
+
+_OURS = str(Path(__file__).parent) + "/"
+STANDARD_LIBRARY = str(Path(traceback.__file__).parent) + "/"
 
 
 class MezzotintError(Exception):
@@ -62,6 +69,10 @@ class PlanError(UserError):
     """A card, a format or a run that cannot be planned."""
 
 
+class ProofError(UserError):
+    """A comparison that cannot be run as it was asked for, or a folder that holds another one."""
+
+
 class TrainingError(MezzotintError, RuntimeError):
     """A training run that cannot go on."""
 
@@ -75,3 +86,22 @@ class NonFiniteError(TrainingError):
     def __init__(self, message: str, *, tensors: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.tensors = tensors
+
+
+def place_of(error: BaseException) -> str | None:
+    """Return the line of the user's program that an error came from, None where there is no line at all."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]
+    own = [
+        frame
+        for frame in frames
+        if not any(part in frame.filename for part in ("/torch/", "-packages/", STANDARD_LIBRARY))
+    ]
+    found = (own or frames)[-1] if frames else None
+    return f"{found.filename}:{found.lineno}" if found is not None else None
+
+
+def described(error: BaseException) -> str:
+    """Return an error in a line, with the line of the user's program that it came from."""
+    place = place_of(error)
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + text[0] if text else ''}{f' at {place}' if place else ''}"

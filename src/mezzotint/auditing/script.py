@@ -9,7 +9,6 @@ import os
 import runpy
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -20,13 +19,11 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from mezzotint.auditing.rounds import Rounds
-from mezzotint.errors import AuditError, GhostError
-from mezzotint.ghost.values import STANDARD_LIBRARY
+from mezzotint.errors import AuditError, GhostError, described, place_of
 from mezzotint.patches import Patches
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import Enough, Recorder, observer
 
-_OURS = str(Path(__file__).parents[1]) + "/"
 _MAX_IGNORED = 3  # how often a script may swallow `Enough` before it is ended
 
 
@@ -120,11 +117,11 @@ def run_target(
         except Enough:
             ending = Ending.STEPS
         except SystemExit as error:
-            ending, text, place = Ending.EXIT, str(error.code), _place_of(error)
+            ending, text, place = Ending.EXIT, str(error.code), place_of(error)
         except KeyboardInterrupt:
             ending = Ending.INTERRUPT
         except Exception as error:
-            ending, text, place = Ending.ERROR, _described(error), _place_of(error)
+            ending, text, place = Ending.ERROR, described(error), place_of(error)
     trace = recorder.trace()
     trace.command = str(target)
     trace.steps[:] = recorder.rounds.merged(trace.steps) if is_in_rounds else trace.steps
@@ -300,22 +297,3 @@ def _counting_processes(recorder: Recorder) -> Iterator[None]:
             shown = "; ".join(started[:3]) + (f" and {len(started) - 3} more" if len(started) > 3 else "")
             were = "1 process was" if len(started) == 1 else f"{len(started)} processes were"
             recorder.notes.append(f"{were} started, and what ran there was not seen: {shown}")
-
-
-def _place_of(error: BaseException) -> str | None:
-    """Return the line of the user's program that an error came from."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]
-    own = [
-        frame
-        for frame in frames
-        if not any(part in frame.filename for part in ("/torch/", "-packages/", STANDARD_LIBRARY))
-    ]
-    found = (own or frames)[-1] if frames else None
-    return f"{found.filename}:{found.lineno}" if found is not None else None
-
-
-def _described(error: Exception) -> str:
-    """Return an error with the line of the user's program that it came from."""
-    place = _place_of(error)
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}{': ' + text[0] if text else ''}{f' at {place}' if place else ''}"

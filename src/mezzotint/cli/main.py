@@ -12,6 +12,7 @@ from mezzotint.cli.doctor import doctor
 from mezzotint.cli.formats import formats
 from mezzotint.cli.plan import plan
 from mezzotint.cli.policy import policy
+from mezzotint.cli.prove import ProveCommand, prove
 from mezzotint.cli.rules import rules
 from mezzotint.cli.train import train
 from mezzotint.errors import MezzotintError
@@ -34,6 +35,10 @@ app.command(
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 )(plan)
+app.command(
+    cls=ProveCommand,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+)(prove)
 
 
 def _print_version(is_wanted: bool) -> None:

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.errors import GhostError
+from mezzotint.errors import STANDARD_LIBRARY, GhostError
 from mezzotint.ghost.twins import twin_of
 
-STANDARD_LIBRARY = str(Path(traceback.__file__).parent) + "/"
 MAX_ASKED = 10_000
 """How often one line may ask before it is taken for a loop that waits for a value."""
 

@@ -45,9 +45,12 @@ def rotary_tables(num_tokens: int, head_dim: int, base: float, device: torch.dev
 
 
 def rotate(x_BHTK: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (x[k], x[k + K/2]) by its position's angle, in float32; the result has the dtype of the input."""
+    """Turn each pair (x[k], x[k + K/2]) by its position's angle, in float32; the result has the dtype of the input.
+
+    float64 stays float64, for references.
+    """
     cos, sin = tables
-    left, right = x_BHTK.float().chunk(2, dim=-1)
+    left, right = (x_BHTK if x_BHTK.dtype == torch.float64 else x_BHTK.float()).chunk(2, dim=-1)
     return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1).to(x_BHTK.dtype)
 
 

@@ -161,11 +161,11 @@ def with_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
                 raise ConfigError(f"--set {setting!r}: {name} was given a value before")
-        place[path[-1]] = _value(value.strip())
+        place[path[-1]] = typed_value(value.strip())
     return _build(config, tree, "--set")
 
 
-def _value(text: str) -> Any:
+def typed_value(text: str) -> Any:
     """Return a value as TOML reads it; what TOML does not know, and more than one line, is itself."""
     try:
         values = tomllib.loads(f"x = {text}")

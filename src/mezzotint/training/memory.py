@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -22,12 +23,15 @@ from mezzotint.engine.engine import Engine
 class StepMemory:
     """Bytes above what was held before the step.
 
-    `activations_bytes` are held when forward has ended: what is saved for backward, and the outputs. `peak_bytes` is
-    the highest point until the end of backward, gradients and temporaries included.
+    `activations_bytes` are held when forward has ended: what is saved for backward, and the outputs; of them,
+    `cast_cache_bytes` are autocast's copies of weights. `gradients_bytes` are held when backward has ended.
+    `peak_bytes` is the highest point until then, gradients and temporaries included.
     """
 
     activations_bytes: int
     peak_bytes: int
+    gradients_bytes: int = 0
+    cast_cache_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,29 +55,87 @@ def measure_step(
     """Run `forward`, which returns the loss, and `backward` of it, and return what they allocated on `device`."""
     if device.type == "cuda":
         return _measure_cuda(forward, backward)
-    marks: list[int] = []
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
-    with _quiet_stderr():
-        profiler.start()
-    try:
+    with _allocations() as events:
         loss = forward()
-        marks.append(time.time_ns())
+        forward_end = time.time_ns()
+        cast_bytes = _cast_weight_bytes(loss)
         backward(loss)
-    finally:
-        with _quiet_stderr():
-            profiler.stop()
-    events = sorted(
-        (event.start_ns(), event.nbytes())  # type: ignore[union-attr]
-        for event in profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-        if event.name() == "[memory]"
-    )
     held = peak = at_forward_end = 0
     for when, num_bytes in events:
         held += num_bytes
         peak = max(peak, held)
-        if when <= marks[0]:
+        if when <= forward_end:
             at_forward_end = held
-    return StepMemory(activations_bytes=at_forward_end, peak_bytes=peak)
+    return StepMemory(
+        activations_bytes=at_forward_end, peak_bytes=peak, gradients_bytes=max(held, 0), cast_cache_bytes=cast_bytes
+    )
+
+
+@dataclass(slots=True)
+class MeasuredCall:
+    """What `measure_call` measured: the highest point above what was held before, None where nobody can tell."""
+
+    peak_bytes: int | None = None
+
+
+@contextmanager
+def measure_call() -> Iterator[MeasuredCall]:
+    """Measure what runs inside: on the CPU, or on CUDA where memory is in use there."""
+    measured = MeasuredCall()
+    if torch.cuda.is_available() and torch.cuda.memory_allocated() > 0:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield measured
+        torch.cuda.synchronize()
+        measured.peak_bytes = torch.cuda.max_memory_allocated() - before
+        return
+    with _allocations() as events:
+        yield measured
+    held = peak = 0
+    for _, num_bytes in events:
+        held += num_bytes
+        peak = max(peak, held)
+    measured.peak_bytes = peak
+
+
+@contextmanager
+def _allocations() -> Iterator[list[tuple[int, int]]]:
+    """Record the CPU allocator's events inside: time in ns and bytes, ordered; the list is filled at the end."""
+    events: list[tuple[int, int]] = []
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+    with _quiet_stderr():
+        profiler.start()
+    try:
+        yield events
+    finally:
+        with _quiet_stderr():
+            profiler.stop()
+    events.extend(
+        sorted(
+            (event.start_ns(), event.nbytes())  # type: ignore[union-attr]
+            for event in profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+            if event.name() == "[memory]"
+        )
+    )
+
+
+def _cast_weight_bytes(loss: torch.Tensor) -> int:
+    """Return what casts of parameters take that wait for backward, found in the graph of the loss."""
+    seen: set[Any] = set()
+    waiting = [loss.grad_fn]
+    total = 0
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        following = [next_node for next_node, _ in node.next_functions]
+        parameter = getattr(following[0], "variable", None) if node.name() == "ToCopyBackward0" else None
+        if parameter is not None:
+            total += parameter.numel() * 2  # autocast's formats have 16 bits
+        waiting.extend(following)
+    return total
 
 
 @contextmanager
@@ -97,9 +159,15 @@ def _measure_cuda(forward: Callable[[], torch.Tensor], backward: Callable[[torch
     before = torch.cuda.memory_allocated()
     loss = forward()
     held = torch.cuda.memory_allocated() - before
+    cast_bytes = _cast_weight_bytes(loss)
     backward(loss)
     torch.cuda.synchronize()
-    return StepMemory(activations_bytes=held, peak_bytes=torch.cuda.max_memory_allocated() - before)
+    return StepMemory(
+        activations_bytes=held,
+        peak_bytes=torch.cuda.max_memory_allocated() - before,
+        gradients_bytes=max(torch.cuda.memory_allocated() - before, 0),
+        cast_cache_bytes=cast_bytes,
+    )
 
 
 def state_memory(engine: Engine) -> StateMemory:

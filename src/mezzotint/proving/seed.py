@@ -1,0 +1,214 @@
+"""All arms of one seed, trained in turns: step by step in one process, each on its own random numbers and settings.
+
+Taking turns makes times comparable on a machine whose speed changes: a ratio is between two steps that ran next to
+each other. The order turns around with every step, so that no arm always runs behind the same other one.
+"""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mezzotint.errors import NonFiniteError, ProofError, UserError, described
+from mezzotint.parity.losses import final_loss, mean_loss
+from mezzotint.parity.result import Run, RunStatus
+from mezzotint.proving.own_state import OwnState
+from mezzotint.proving.trainee import Closing, Trainee
+from mezzotint.training.metrics import MetricsWriter
+
+OnStep = Callable[[str, int, float], None]  # arm, its step, its loss
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One arm's place in the round."""
+
+    arm: str
+    make: Callable[[], Trainee]
+    state: OwnState
+    writer: MetricsWriter
+    trainee: Trainee | None = None
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    status: RunStatus | None = None
+    message: str = ""
+    closing: Closing = field(default_factory=Closing)
+
+    @property
+    def is_over(self) -> bool:
+        return self.status is not None
+
+
+def train_seed(
+    seed: int,
+    makers: Mapping[str, Callable[[], Trainee]],
+    folders: Mapping[str, Path],
+    on_step: OnStep,
+    *,
+    has_own_errors: bool,
+    is_traded_off: bool,
+) -> tuple[Run, ...]:
+    """Train the arms that `makers` make to their ends and return their runs, in this order; the first is the control.
+
+    What goes wrong in one arm ends that arm alone and is recorded. An arm that runs out of memory beside the others is
+    tried once more by itself. With `has_own_errors` a refusal of ours (an impossible policy) is an outcome of the
+    user's code; else it ends everything. Raises ProofError, TrainingError for a full disk, KeyboardInterrupt.
+    """
+    turns = [
+        _Turn(arm, make, OwnState(seed, f"arm {arm}"), MetricsWriter(folders[arm] / "metrics.jsonl"))
+        for arm, make in makers.items()
+    ]
+    try:
+        with_time = _in_turns(turns, on_step, has_own_errors=has_own_errors)
+        for turn in [turn for turn in turns if turn.status is RunStatus.OUT_OF_MEMORY and len(turns) > 1]:
+            again = _Turn(turn.arm, turn.make, OwnState(seed, f"arm {turn.arm}"), _emptied(turn.writer))
+            turns[turns.index(turn)] = again
+            _in_turns([again], on_step, has_own_errors=has_own_errors)
+    finally:
+        for turn in turns:
+            _release(turn)
+            turn.writer.close()
+    control = turns[0]
+    return tuple(
+        _run(seed, turn, control.seconds if with_time.get(turn.arm) else [], is_traded_off=is_traded_off)
+        for turn in turns
+    )
+
+
+def _in_turns(turns: Sequence[_Turn], on_step: OnStep, *, has_own_errors: bool) -> dict[str, bool]:
+    """Advance all arms to their ends; return which of them took turns with the first."""
+    number = 0
+    while not all(turn.is_over for turn in turns):
+        for turn in turns if number % 2 == 0 else reversed(turns):
+            if not turn.is_over:
+                _advance(turn, on_step, has_own_errors=has_own_errors)
+        number += 1
+    took_turns = {turn.arm: all(getattr(t.trainee, "takes_turns", True) for t in (turns[0], turn)) for turn in turns}
+    for turn in turns:
+        if turn.status is RunStatus.FINISHED and turn.trainee is not None:
+            _guarded(turn, partial(_finish, turn, turn.trainee), has_own_errors)
+        _release(turn)
+    return took_turns
+
+
+def _finish(turn: _Turn, trainee: Trainee) -> None:
+    turn.closing = trainee.finish()
+
+
+def _advance(turn: _Turn, on_step: OnStep, *, has_own_errors: bool) -> None:
+    line: Mapping[str, Any] | None = None
+    seconds = 0.0
+
+    def step() -> None:
+        nonlocal line, seconds
+        if turn.trainee is None:
+            turn.trainee = turn.make()
+        _wait_for_devices()
+        start = time.perf_counter()
+        line = turn.trainee.step()
+        _wait_for_devices()
+        seconds = time.perf_counter() - start
+
+    _guarded(turn, step, has_own_errors)
+    if turn.is_over:
+        _release(turn)
+        return
+    if line is None:
+        turn.status = RunStatus.FINISHED
+        return
+    loss = float(line["loss"])
+    turn.losses.append(loss)
+    turn.seconds.append(seconds)
+    turn.writer.write({**line, "step": len(turn.losses), "seconds": seconds})
+    on_step(turn.arm, len(turn.losses), loss)
+    if not math.isfinite(loss):
+        turn.status, turn.message = RunStatus.DIVERGED, f"the loss was {loss} at step {len(turn.losses)}"
+        _release(turn)
+
+
+def _guarded(turn: _Turn, action: Callable[[], None], has_own_errors: bool) -> None:
+    """Run `action` on the arm's state, and note how it failed if it did."""
+    try:
+        with turn.state.active():
+            action()
+    except ProofError:
+        raise
+    except NonFiniteError as error:
+        turn.status, turn.message = RunStatus.DIVERGED, f"step {len(turn.losses) + 1}: {error}"
+    except UserError as error:
+        if not has_own_errors:
+            raise
+        turn.status, turn.message = RunStatus.FAILED, described(error)
+    except SystemExit as error:
+        turn.status, turn.message = RunStatus.FAILED, f"the script called sys.exit({error.code})"
+    except Exception as error:
+        is_memory = is_out_of_memory(error)
+        turn.status = RunStatus.OUT_OF_MEMORY if is_memory else RunStatus.FAILED
+        turn.message = f"step {len(turn.losses) + 1}: {described(error)}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on any device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    words = ("DefaultCPUAllocator", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
+
+
+def _release(turn: _Turn) -> None:
+    """Free what a run held."""
+    trainee, turn.trainee = turn.trainee, None
+    if trainee is None:
+        return
+    with turn.state.active(is_checked=False):
+        trainee.close()
+    del trainee
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
+def _emptied(writer: MetricsWriter) -> MetricsWriter:
+    writer.truncate_after(0)
+    return writer
+
+
+def _wait_for_devices() -> None:
+    """Let queued work end, so that a step's time is its own."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
+
+
+def _run(seed: int, turn: _Turn, baseline: Sequence[float], *, is_traded_off: bool) -> Run:
+    closing = turn.closing
+    values: dict[str, float] = {}
+    if turn.status is RunStatus.FINISHED:
+        values = dict(closing.values)
+        if turn.losses:
+            values.update(final_loss=final_loss(turn.losses), curve=mean_loss(turn.losses))
+    paired = baseline[: len(turn.seconds)]
+    return Run(
+        arm=turn.arm,
+        seed=seed,
+        status=turn.status or RunStatus.FAILED,
+        losses=tuple(turn.losses),
+        values=values,
+        message=turn.message,
+        seconds=tuple(turn.seconds),
+        baseline_seconds=tuple(paired) if len(paired) == len(turn.seconds) else (),
+        tokens_per_step=closing.tokens_per_step,
+        memory_bytes=closing.memory_bytes,
+        num_parameters=closing.num_parameters,
+        weights_digest=closing.weights_digest,
+        skipped_steps=closing.skipped_steps,
+        is_traded_off=is_traded_off,
+    )
