@@ -21,6 +21,7 @@ class ProofProgress:
         self._console = console
         self._folder = folder
         self._losses: dict[str, float] = {}
+        self._steps: dict[str, int] = {}
         self._reporter: TerminalReporter | None = None
         self._began = self._seed_began = time.monotonic()
         self._head = ""
@@ -43,6 +44,7 @@ class ProofProgress:
 
         self._end_line()
         self._losses.clear()
+        self._steps.clear()
         self._seed_began = time.monotonic()
         self._head = f"seed {place}/{num_seeds}"
         self._reporter = TerminalReporter(self._console, self._folder.experiment.steps or 0)
@@ -52,7 +54,8 @@ class ProofProgress:
     def stepped(self, arm: str, step: int, loss: float) -> None:
         """Show the newest losses."""
         self._losses[arm] = loss
-        if self._reporter is None or arm != next(reversed(self._losses)):
+        self._steps[arm] = step
+        if self._reporter is None or len(set(self._steps.values())) > 1:
             return
         words = [f"{name} {value:.3f}" for name, value in self._losses.items()]
         total = self._folder.experiment.steps

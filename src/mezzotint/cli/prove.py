@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -27,7 +26,7 @@ INTERRUPTED = 130  # 128 + SIGINT
 class ProveCommand(TyperCommand):
     """Options may stand on both sides of a recipe's name; what follows a script's name is the script's."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put options that follow a recipe before it."""
         from mezzotint.proving.targets import is_script
 
@@ -37,7 +36,7 @@ class ProveCommand(TyperCommand):
             args = [*rest, *args[: len(args) - len(rest)]]
             found, rest, _ = self.make_parser(ctx).parse_args(args=list(args))
             if rest or found.get("target") != target:
-                raise click.UsageError(f"{target} is a recipe, which takes no arguments; options begin with --", ctx)
+                raise typer.BadParameter(f"{target} is a recipe, which takes no arguments; options begin with --")
         return super().parse_args(ctx, args)
 
 

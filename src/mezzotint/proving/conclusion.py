@@ -18,6 +18,7 @@ from mezzotint.parity.verdict import judge
 from mezzotint.proving.store import ProofFolder
 from mezzotint.report.proof import proof_page
 from mezzotint.report.proof_text import markdown
+from mezzotint.training.loop import environment
 from mezzotint.version import package_version
 
 
@@ -60,7 +61,7 @@ def machine_facts() -> dict[str, str]:
         "device": facts.device,
         "processor" if facts.kind == "cpu" else "card": facts.name,
         "threads": str(torch.get_num_threads()),
-        "cpu capability": str(torch.backends.cpu.get_cpu_capability()),  # type: ignore[no-untyped-call]
+        "cpu capability": environment()["cpu_capability"],
         "memory": f"{memory / 2**30:.1f} GiB" if memory else "",
         "torch": str(torch.__version__),
         "python": platform.python_version(),

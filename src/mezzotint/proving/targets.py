@@ -35,9 +35,7 @@ def experiment_for(
     path = Path(target)
     if path.suffix == ".toml" and is_design(_read(path)):
         if arms or steps or metrics or margin or settings:
-            raise ProofError(
-                f"{path} is a whole design, which options do not change; edit the file, or name its recipe"
-            )
+            raise ProofError(f"{path} is a whole design, which options do not change; edit it, or name its recipe")
         return design_from_toml(_read(path), str(path))
     if path.suffix == ".py":
         raise ProofError(f"{path} is a script; name the function in it that makes a run: {path}:make_run")
