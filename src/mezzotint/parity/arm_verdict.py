@@ -6,7 +6,8 @@ well. A treatment that does not learn where the control does is worse.
 
 Then the primary metrics together. "Equivalent" asks every one of them to be equivalent, which needs no correction for
 their number (intersection-union test, Berger 1982, Technometrics 24:295): the chance that all of them err is no larger
-than the chance that one does. "Worse" is said if any is worse, each at its own level.
+than the chance that one does. "Worse" and "better" are said if any metric says so, and each of k metrics is tested at
+alpha / k (Bonferroni).
 
 Pure: no torch.
 """

@@ -150,17 +150,15 @@ def _amount(metric: Metric, value: float) -> str:
 
 def _blurred(metric: Metric, pairs: Sequence[Pair], found: Differences) -> tuple[str, bool]:
     """Return what rounded losses blur, or nothing, and whether that hides differences as small as the margin."""
-    if metric.name not in OF_LOSSES:
-        return "", False
     value = max(map(abs, found.controls + found.treatments))
-    for pair in pairs:
-        for run in (pair.control, pair.treatment):
-            fmt = rounded_to(run.losses) if pair.is_usable else None
-            if fmt is None:
-                continue
-            step = spacing(value, fmt)
-            text = f"the losses of {run.arm} are {fmt} numbers, {step:.2g} apart near {value:.3g}"
-            if metric.margin < (step / value if metric.is_relative else step):
-                return f"{text}, which hides differences as small as the margin: compute the loss in float32", True
-            return text, False
-    return "", False
+    if metric.name not in OF_LOSSES or value == 0:
+        return "", False
+    runs = [run for pair in pairs if pair.is_usable for run in (pair.control, pair.treatment)]
+    rounded = [(spacing(value, fmt), run.arm, fmt) for run in runs if (fmt := rounded_to(run.losses))]
+    if not rounded:
+        return "", False
+    step, arm, fmt = max(rounded, key=lambda one: one[0])
+    text = f"the losses of {arm} are {fmt} numbers, {step:.2g} apart near {value:.3g}"
+    if metric.margin < (step / value if metric.is_relative else step):
+        return f"{text}, which hides differences as small as the margin: compute the loss in float32", True
+    return text, False

@@ -68,13 +68,18 @@ def num_complete_seeds(experiment: Experiment, runs: Iterable[Run]) -> int:
 
 
 def levels_of(experiment: Experiment, num_lost: int = 0) -> Levels:
-    """Return the nominal levels of each look, `num_lost` pairs of which could not be used."""
+    """Return the nominal levels of each look, `num_lost` pairs of which could not be used.
+
+    A difference in any primary metric decides, so each gets its part of alpha (Bonferroni); equivalence has to be shown
+    in all of them, each at alpha.
+    """
+    of_each = experiment.alpha / sum(metric.is_primary for metric in experiment.metrics)
     if not experiment.is_sequential:
-        return Levels(equivalence=experiment.alpha, difference=experiment.alpha)
+        return Levels(equivalence=experiment.alpha, difference=of_each)
     looks = tuple(range(max(2, len(experiment.seeds) - num_lost), experiment.max_seeds + 1))
     return Levels(
         equivalence=nominal_level(looks, experiment.alpha, is_two_sided=False),
-        difference=nominal_level(looks, experiment.alpha, is_two_sided=True),
+        difference=nominal_level(looks, of_each, is_two_sided=True),
     )
 
 
