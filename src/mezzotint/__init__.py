@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mezzotint.policy.decision import Decision as Decision
     from mezzotint.policy.policy import Policy as Policy
     from mezzotint.policy.scaling import Scaling as Scaling
+    from mezzotint.proving.session import prove as prove
     from mezzotint.trace.watch import watch as watch
 
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "choose": "mezzotint.policy.choose",
     "fast_cpu": "mezzotint.lowprec.switch",
     "ghost_gpu": "mezzotint.ghost.session",
+    "prove": "mezzotint.proving.session",
     "watch": "mezzotint.trace.watch",
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "choose",
     "fast_cpu",
     "ghost_gpu",
+    "prove",
     "watch",
 ]
 

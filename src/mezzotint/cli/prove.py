@@ -80,7 +80,9 @@ def prove(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe, in all arms. Repeatable."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Seeds to run at a time, where memory allows.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Seeds to run at a time, where memory allows. Default: 1.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to make.", show_default=False)] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with this folder, to the same verdict.", show_default=False)
@@ -101,7 +103,7 @@ def prove(
     if resume is not None:
         given = [name for name, value in (
             ("TARGET", target), ("--arm", arms), ("--seeds", seeds), ("--max-seeds", max_seeds), ("--steps", steps),
-            ("--metric", metrics), ("--margin", margin), ("--set", settings), ("--out", out),
+            ("--metric", metrics), ("--margin", margin), ("--set", settings), ("--jobs", jobs), ("--out", out),
         ) if value]  # fmt: skip
         if given:
             raise ProofError(
@@ -122,8 +124,8 @@ def prove(
             alpha=alpha,
             settings=settings or [],
         )
-        folder = start_proof(out or free_folder(experiment), experiment, command_line())
-    raise typer.Exit(carry_out(folder, jobs=jobs, summary=summary, is_json=is_json))
+        folder = start_proof(out or free_folder(experiment), experiment, command_line(), jobs=jobs or 1)
+    raise typer.Exit(carry_out(folder, summary=summary, is_json=is_json))
 
 
 def free_folder(experiment: "Experiment") -> Path:
@@ -139,7 +141,7 @@ def command_line() -> str:
     return shlex.join(["mezzotint", *sys.argv[1:]])
 
 
-def carry_out(folder: "ProofFolder", *, jobs: int, summary: Path | None, is_json: bool, schema: str = "prove") -> int:
+def carry_out(folder: "ProofFolder", *, summary: Path | None, is_json: bool, schema: str = "prove") -> int:
     """Run what is missing, tell the result, and return the exit code."""
     from mezzotint.cli.proof_progress import ProofProgress
     from mezzotint.proving.conclusion import finite, write_proof
@@ -147,7 +149,7 @@ def carry_out(folder: "ProofFolder", *, jobs: int, summary: Path | None, is_json
     from mezzotint.report.proof_text import markdown, print_proof
 
     with _stopping(folder), script_output(is_result=False), ProofProgress(progress_console(), folder) as progress:
-        proof = run_proof(folder, progress, jobs=jobs)
+        proof = run_proof(folder, progress)
     refusals = write_proof(folder, proof)
     if summary is not None:
         refusals += _write_summary(summary, markdown(proof))

@@ -41,13 +41,10 @@ def write_proof(folder: ProofFolder, proof: Proof) -> list[str]:
     """Write proof.json, report.html and summary.md; return a sentence for each that the disk did not take."""
     body = json.dumps({"schema": "mezzotint.proof/1", **finite(proof.to_json())}, indent=1, allow_nan=False)
     refusals = []
-    for name, make in (
-        ("proof.json", lambda: body),
-        ("report.html", lambda: proof_page(proof)),
-        ("summary.md", lambda: markdown(proof)),
-    ):
+    texts = {"proof.json": body, "report.html": proof_page(proof), "summary.md": markdown(proof)}
+    for name, text in texts.items():
         try:
-            folder.write(name, make())
+            folder.write(name, text)
         except TrainingError as error:
             refusals.append(str(error))
     return refusals

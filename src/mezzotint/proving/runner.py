@@ -1,9 +1,10 @@
 """A whole experiment: seed after seed until its design is fulfilled or decided, kept on disk as it goes."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
 
 from mezzotint.errors import ProofError
 from mezzotint.parity.design import Experiment, Source
@@ -11,6 +12,7 @@ from mezzotint.parity.result import ArmResult, Proof, Run
 from mezzotint.parity.verdict import is_decided, judge
 from mezzotint.proving.conclusion import conclude
 from mezzotint.proving.own_state import start_cuda
+from mezzotint.proving.processes import Workers, affordable_jobs
 from mezzotint.proving.seed import train_seed
 from mezzotint.proving.sources import Program
 from mezzotint.proving.store import ProofFolder
@@ -33,10 +35,10 @@ class Watcher(Protocol):
         """Something to know."""
 
 
-def start_proof(path: Path, experiment: Experiment, command: str) -> ProofFolder:
-    """Make the folder of a proof and write its design."""
+def start_proof(path: Path, experiment: Experiment, command: str, *, jobs: int = 1) -> ProofFolder:
+    """Make the folder of a proof, which will run `jobs` seeds at a time, and write its design."""
     program = Program(experiment)  # what cannot be run leaves nothing behind
-    return ProofFolder.create(path, experiment, circumstances(program.digest, command))
+    return ProofFolder.create(path, experiment, {**circumstances(program.digest, command), "jobs": jobs})
 
 
 def circumstances(program: str, command: str) -> dict[str, Any]:
@@ -44,8 +46,8 @@ def circumstances(program: str, command: str) -> dict[str, Any]:
     return {"program": program, "command": command, "folder": str(Path.cwd()), "environment": environment()}
 
 
-def run_proof(folder: ProofFolder, watcher: Watcher, *, jobs: int = 1) -> Proof:
-    """Run what is missing of an experiment, and conclude.
+def run_proof(folder: ProofFolder, watcher: Watcher) -> Proof:
+    """Run what is missing of an experiment, as many seeds at a time as its folder says, and conclude.
 
     Seeds on disk are kept. Raises what `train_seed` raises; what is finished stays on disk.
     """
@@ -54,31 +56,83 @@ def run_proof(folder: ProofFolder, watcher: Watcher, *, jobs: int = 1) -> Proof:
         raise ProofError(
             f"{experiment.target} is not in {Path.cwd()}; the proof was begun in {folder.circumstances['folder']}"
         )
-    program = Program(experiment)
-    _check_program(folder, program, watcher)
-    start_cuda()
     with folder:
+        program = Program(experiment)
+        check_program(folder, program, watcher)
+        start_cuda()
         runs = _all_runs(folder, program, watcher)
         return conclude(folder, runs)
 
 
 def _all_runs(folder: ProofFolder, program: Program, watcher: Watcher) -> list[Run]:
-    """Return the runs that the verdict rests on: of the seeds of the design, and further ones until it is decided."""
+    """Return the runs that the verdict rests on: of the seeds of the design, and further ones until it is decided.
+
+    The first seed runs alone and shows how much memory one takes. How many fit is kept in the folder, because threads
+    are divided among them, and sums depend on threads.
+    """
+    while True:
+        runs, missing = _so_far(folder)
+        if not missing:
+            return runs
+        if runs and folder.circumstances.get("jobs", 1) > 1:
+            if "threads_per_job" not in folder.circumstances:
+                _decide_jobs(folder, watcher)
+                continue
+            _train_in_processes(folder, watcher)
+            continue
+        _train_here(folder, program, missing[0], runs, watcher)
+
+
+def _decide_jobs(folder: ProofFolder, watcher: Watcher) -> None:
+    wanted = folder.circumstances["jobs"]
+    jobs, why = affordable_jobs(wanted)
+    if jobs < wanted:
+        watcher.note(f"{jobs} of {wanted} seeds at a time, because {why}")
+    folder.remember(jobs=jobs, threads_per_job=max(torch.get_num_threads() // jobs, 1))
+
+
+def _so_far(folder: ProofFolder) -> tuple[list[Run], list[int]]:
+    """Return the runs of the seeds on disk, in order, and the seeds that are still wanted."""
     experiment = folder.experiment
-    seeds = experiment.all_seeds()
     runs: list[Run] = []
-    for place, seed in enumerate(seeds):
-        if place >= len(experiment.seeds) and is_decided(experiment, runs):
+    missing: list[int] = []
+    for place, seed in enumerate(experiment.all_seeds()):
+        if place >= len(experiment.seeds) and not missing and is_decided(experiment, runs):
             break
         found = folder.read_seed(seed)
         if found is None:
-            watcher.seed_begins(seed, place + 1, len(seeds))
-            found = run_seed(folder, program, seed, watcher)
+            missing.append(seed)
+        elif not missing:
             runs.extend(found)
-            watcher.seed_ended(found, judge(experiment, runs) if place else ())
-        else:
-            runs.extend(found)
-    return runs
+    return runs, missing
+
+
+def _train_here(folder: ProofFolder, program: Program, seed: int, before: Sequence[Run], watcher: Watcher) -> None:
+    experiment = folder.experiment
+    seeds = experiment.all_seeds()
+    watcher.seed_begins(seed, seeds.index(seed) + 1, len(seeds))
+    found = run_seed(folder, program, seed, watcher)
+    watcher.seed_ended(found, judge(experiment, [*before, *found]) if before else ())
+
+
+def _train_in_processes(folder: ProofFolder, watcher: Watcher) -> None:
+    """Train missing seeds in workers until none is missing; those beyond the seed that decides are ended."""
+    experiment = folder.experiment
+    jobs, threads = int(folder.circumstances["jobs"]), int(folder.circumstances["threads_per_job"])
+    seeds = experiment.all_seeds()
+    with Workers(folder, jobs, threads, watcher.stepped) as workers:
+        while True:
+            runs, missing = _so_far(folder)
+            if not missing:
+                return
+            workers.fill([seed for seed in missing if seed not in workers.seeds])
+            seed = workers.wait()
+            ended = folder.read_seed(seed)
+            if ended is None:
+                raise ProofError(f"seed {seed} left no runs in {folder.path}; go on with --resume")
+            runs, _ = _so_far(folder)
+            watcher.seed_begins(seed, seeds.index(seed) + 1, len(seeds))
+            watcher.seed_ended(ended, judge(experiment, runs) if len(runs) > len(experiment.arms) else ())
 
 
 def run_seed(
@@ -99,8 +153,8 @@ def run_seed(
     return runs
 
 
-def _check_program(folder: ProofFolder, program: Program, watcher: Watcher) -> None:
-    """Refuse to go on with another program, and say where the machine is another."""
+def check_program(folder: ProofFolder, program: Program, watcher: Watcher, *, is_worker: bool = False) -> None:
+    """Refuse to go on with another program, and say where the machine is another; a worker has its own threads."""
     then = folder.circumstances
     if then["program"] != program.digest:
         raise ProofError(
@@ -109,10 +163,5 @@ def _check_program(folder: ProofFolder, program: Program, watcher: Watcher) -> N
         )
     for key, value in environment().items():
         before = then["environment"].get(key)
-        if before != value and key != "kernels":
+        if before != value and key != "kernels" and not (is_worker and key == "threads"):
             watcher.note(f"warning: {key} was {before} and is {value}, so runs may differ in their last bits")
-
-
-def free_cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,6 +4,7 @@ Taking turns makes times comparable on a machine whose speed changes: a ratio is
 each other. The order turns around with every step, so that no arm always runs behind the same other one.
 """
 
+import contextlib
 import gc
 import math
 import time
@@ -39,6 +40,7 @@ class _Turn:
     status: RunStatus | None = None
     message: str = ""
     closing: Closing = field(default_factory=Closing)
+    takes_turns: bool = True
 
     @property
     def is_over(self) -> bool:
@@ -65,10 +67,11 @@ def train_seed(
         for arm, make in makers.items()
     ]
     try:
-        with_time = _in_turns(turns, on_step, has_own_errors=has_own_errors)
+        in_turns = _in_turns(turns, on_step, has_own_errors=has_own_errors)
         for turn in [turn for turn in turns if turn.status is RunStatus.OUT_OF_MEMORY and len(turns) > 1]:
             again = _Turn(turn.arm, turn.make, OwnState(seed, f"arm {turn.arm}"), _emptied(turn.writer))
             turns[turns.index(turn)] = again
+            in_turns.discard(turn.arm)
             _in_turns([again], on_step, has_own_errors=has_own_errors)
     finally:
         for turn in turns:
@@ -76,12 +79,11 @@ def train_seed(
             turn.writer.close()
     control = turns[0]
     return tuple(
-        _run(seed, turn, control.seconds if with_time.get(turn.arm) else [], is_traded_off=is_traded_off)
-        for turn in turns
+        _run(seed, turn, control.seconds if turn.arm in in_turns else [], is_traded_off=is_traded_off) for turn in turns
     )
 
 
-def _in_turns(turns: Sequence[_Turn], on_step: OnStep, *, has_own_errors: bool) -> dict[str, bool]:
+def _in_turns(turns: Sequence[_Turn], on_step: OnStep, *, has_own_errors: bool) -> set[str]:
     """Advance all arms to their ends; return which of them took turns with the first."""
     number = 0
     while not all(turn.is_over for turn in turns):
@@ -89,12 +91,12 @@ def _in_turns(turns: Sequence[_Turn], on_step: OnStep, *, has_own_errors: bool) 
             if not turn.is_over:
                 _advance(turn, on_step, has_own_errors=has_own_errors)
         number += 1
-    took_turns = {turn.arm: all(getattr(t.trainee, "takes_turns", True) for t in (turns[0], turn)) for turn in turns}
     for turn in turns:
+        turn.takes_turns = getattr(turn.trainee, "takes_turns", True)
         if turn.status is RunStatus.FINISHED and turn.trainee is not None:
             _guarded(turn, partial(_finish, turn, turn.trainee), has_own_errors)
         _release(turn)
-    return took_turns
+    return {turn.arm for turn in turns if turn.takes_turns and turns[0].takes_turns}
 
 
 def _finish(turn: _Turn, trainee: Trainee) -> None:
@@ -167,7 +169,8 @@ def _release(turn: _Turn) -> None:
     trainee, turn.trainee = turn.trainee, None
     if trainee is None:
         return
-    with turn.state.active(is_checked=False):
+    # a generator that refuses to end has had its say
+    with turn.state.active(is_checked=False), contextlib.suppress(Exception):
         trainee.close()
     del trainee
     gc.collect()
@@ -196,6 +199,9 @@ def _run(seed: int, turn: _Turn, baseline: Sequence[float], *, is_traded_off: bo
         if turn.losses:
             values.update(final_loss=final_loss(turn.losses), curve=mean_loss(turn.losses))
     paired = baseline[: len(turn.seconds)]
+    seconds = turn.seconds
+    if seconds and not turn.takes_turns:  # all steps were trained within the first one's time
+        seconds = [sum(seconds) / len(seconds)] * len(seconds)
     return Run(
         arm=turn.arm,
         seed=seed,
@@ -203,7 +209,7 @@ def _run(seed: int, turn: _Turn, baseline: Sequence[float], *, is_traded_off: bo
         losses=tuple(turn.losses),
         values=values,
         message=turn.message,
-        seconds=tuple(turn.seconds),
+        seconds=tuple(seconds),
         baseline_seconds=tuple(paired) if len(paired) == len(turn.seconds) else (),
         tokens_per_step=closing.tokens_per_step,
         memory_bytes=closing.memory_bytes,

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -169,14 +169,3 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-def complete_prefix(folder: ProofFolder, seeds: Sequence[int]) -> list[Run]:
-    """Return the runs of the seeds that are complete, up to the first that is not."""
-    runs: list[Run] = []
-    for seed in seeds:
-        found = folder.read_seed(seed)
-        if found is None:
-            break
-        runs.extend(found)
-    return runs
