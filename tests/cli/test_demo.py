@@ -1,4 +1,4 @@
-"""`mezzotint demo`: both arms start equal, see the same data, and their figures are measured."""
+"""`mezzotint demo`: pairs of runs that start equal and see the same data, a verdict, and what it cost."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mezzotint.cli.main import app
-from mezzotint.training.pair import Arm
+from mezzotint.parity.result import Proof
 
 SMALL = [
     "train.steps=8",
@@ -24,40 +24,47 @@ SMALL = [
 
 def demo(tmp_path: Path, *args: str):
     settings = [word for setting in SMALL for word in ("--set", setting)]
-    return CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "runs"), *settings, *args])
-
-
-def test_the_table_and_the_caveat(tmp_path: Path) -> None:
-    result = demo(tmp_path)
-    assert result.exit_code == 0, result.output
-    for words in ("validation loss", "step time", "tokens per second", "peak", "bytes per parameter", "ratio"):
-        assert words in result.stdout
-    assert "proves little" in result.stdout
-    assert (tmp_path / "runs" / "float32" / "config.toml").exists()
-    assert len((tmp_path / "runs" / "bf16-mixed" / "metrics.jsonl").read_text().splitlines()) == 8
+    return CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "runs"), "--seeds", "2", *settings, *args])
 
 
 @pytest.mark.parametrize("policy", ["bf16-mixed", "bf16-stochastic"])
 def test_json(tmp_path: Path, policy: str) -> None:
     body = json.loads(demo(tmp_path, "--json", "--policy", policy).stdout)
     assert body["schema"] == "mezzotint.demo/1"
-    control, treatment = (Arm.from_json(arm) for arm in body["arms"])
-    assert (control.name, treatment.name) == ("float32", policy)
+    proof = Proof.from_json(body)
+    control, treatment = proof.runs[:2]
+    assert (control.arm, treatment.arm) == ("float32", policy)
     # the first losses differ only by the rounding of the forward pass
     assert treatment.losses[0] == pytest.approx(control.losses[0], rel=2.0**-8)
     assert treatment.losses != control.losses
-    assert control.time_ratio == 1.0
-    assert 0.4 < treatment.step_memory.activations_bytes / control.step_memory.activations_bytes < 0.8
-    assert control.step_memory.peak_bytes > control.step_memory.activations_bytes
+    plain, mixed = control.memory_bytes, treatment.memory_bytes
+    waits = [sizes["activations"] + sizes["cast_cache"] for sizes in (plain, mixed)]
+    assert 0.4 < waits[1] / waits[0] < 0.8
+    assert plain["cast_cache"] == 0
+    assert mixed["cast_cache"] > 0
+    assert plain["peak"] > plain["weights"] + plain["states"] + plain["activations"]
     # AdamW in float32: weight and two states of 4 bytes each; with 2-byte weights 10
-    assert control.state_memory.bytes_per_parameter == pytest.approx(12, abs=0.01)
-    assert treatment.state_memory.bytes_per_parameter == pytest.approx(12 if policy == "bf16-mixed" else 10, abs=0.01)
+    state = [sum(sizes[name] for name in ("weights", "masters", "states")) for sizes in (plain, mixed)]
+    assert state[0] / control.num_parameters == pytest.approx(12, abs=0.01)
+    assert state[1] / treatment.num_parameters == pytest.approx(12 if policy == "bf16-mixed" else 10, abs=0.01)
+    # float64 tells them apart: float32 has 24 bits, bfloat16 8
+    assert control.values["gradient_error"] < 1e-5 < treatment.values["gradient_error"] < 0.2
+    assert control.values["log_prob_error"] < 1e-5 < treatment.values["log_prob_error"] < 0.2
+    assert (tmp_path / "runs" / "report.html").exists()
 
 
 def test_float32_against_itself_is_identical(tmp_path: Path) -> None:
     """Turns in one process do not leak into each other: two equal arms have equal losses, dropout included."""
-    body = json.loads(demo(tmp_path, "--json", "--policy", "float32", "--set", "model.dropout=0.2").stdout)
-    control, treatment = (Arm.from_json(arm) for arm in body["arms"])
-    assert treatment.losses == control.losses
-    assert treatment.validation_loss == control.validation_loss
-    assert treatment.step_memory == control.step_memory
+    result = demo(tmp_path, "--policy", "float32", "--set", "model.dropout=0.2")
+    assert result.exit_code == 0, result.output
+    assert "identical" in result.stdout
+    for words in ("step time", "peak memory", "state per parameter", "report"):
+        assert words in result.stdout
+    control, treatment = (
+        json.loads((tmp_path / "runs" / "runs" / arm / "seed-1" / "run.json").read_text().partition("\n")[2])
+        for arm in ("float32", "again")
+    )
+    for name in ("losses", "values", "memory_bytes", "weights_digest"):
+        assert treatment[name] == control[name]
+    assert (tmp_path / "runs" / "runs" / "float32" / "seed-0" / "config.toml").exists()
+    assert len((tmp_path / "runs" / "runs" / "again" / "seed-0" / "metrics.jsonl").read_text().splitlines()) == 8

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from programs import LEARNER, script
-from proofs import Quiet, prove, small_recipe
 
 from mezzotint.errors import ProofError
 from mezzotint.parity.result import RunStatus
 from mezzotint.proving.targets import experiment_for
 from mezzotint.training.config import with_settings
+from proofs import Quiet, prove, small_recipe
 
 
 def test_an_interleaved_run_has_the_losses_of_a_run_alone(tmp_path: Path) -> None:

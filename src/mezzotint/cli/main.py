@@ -7,6 +7,7 @@ import typer
 
 from mezzotint.cli.audit import audit
 from mezzotint.cli.bench import bench
+from mezzotint.cli.claims import claims
 from mezzotint.cli.demo import demo
 from mezzotint.cli.doctor import doctor
 from mezzotint.cli.formats import formats
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (doctor, formats, bench, train, demo, policy, rules):
+for command in (doctor, formats, bench, train, demo, policy, rules, claims):
     app.command()(command)
 # what follows the script's name is the script's
 app.command(

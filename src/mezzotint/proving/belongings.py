@@ -4,7 +4,6 @@ Models and engines are looked for among the local variables of the generator; op
 turns. What is not found is left out, never guessed.
 """
 
-import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from torch.optim import optimizer as torch_optimizer
 from mezzotint.engine.engine import Engine
 from mezzotint.proving.weights import weights_digest
 from mezzotint.training.memory import measure_call, state_memory
+from mezzotint.training.step_profile import StepProfile
 
 MEASURED_STEP = 2  # counted from 0: optimizer states exist, and it is a step that no timing counts
 
@@ -28,6 +28,7 @@ class Belongings:
         self._engines: dict[int, Engine] = {}
         self._optimizers: dict[int, Optimizer] = {}
         self._step_bytes: int | None = None
+        self.profile: StepProfile | None = None
 
     @contextmanager
     def watching(self, steps: Any, num_steps: int) -> Iterator[None]:
@@ -37,7 +38,7 @@ class Belongings:
             if num_steps == MEASURED_STEP and hasattr(steps, "gi_frame"):
                 with measure_call() as measured:
                     yield
-                self._step_bytes = measured.peak_bytes
+                self._step_bytes, self.profile = measured.peak_bytes, measured.profile
             else:
                 yield
         finally:
@@ -118,7 +119,6 @@ class Belongings:
         self._modules.clear()
         self._engines.clear()
         self._optimizers.clear()
-        gc.collect()
 
 
 def _frames(steps: Any) -> Iterator[Mapping[str, Any]]:

@@ -15,6 +15,7 @@ from mezzotint.hardware.probe import probe
 from mezzotint.parity.result import Proof, Run
 from mezzotint.parity.sequential import num_looks
 from mezzotint.parity.verdict import judge
+from mezzotint.proving.slowness import why_no_speedup
 from mezzotint.proving.store import ProofFolder
 from mezzotint.report.proof import proof_page
 from mezzotint.report.proof_text import markdown
@@ -25,15 +26,16 @@ from mezzotint.version import package_version
 def conclude(folder: ProofFolder, runs: Sequence[Run]) -> Proof:
     """Judge the runs and return the proof; `write_proof` puts it on disk."""
     experiment = folder.experiment
+    results = judge(experiment, runs)
     return Proof(
         experiment=experiment,
         runs=tuple(runs),
-        results=judge(experiment, runs),
+        results=results,
         machine=machine_facts(),
         command=str(folder.circumstances.get("command", "")),
         date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         num_looks=num_looks(experiment, runs),
-        notes=(),
+        notes=tuple(why_no_speedup(folder, results)),
     )
 
 

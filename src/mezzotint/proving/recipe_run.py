@@ -111,6 +111,7 @@ class RecipeRun:
             weights_digest=digest,
             skipped_steps=trainer.engine.skipped_steps,
             tokens_per_step=train.batch_size * train.accumulate * block,
+            profile=self._step_memory.profile,
         )
 
     def close(self) -> None:

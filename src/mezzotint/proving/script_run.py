@@ -200,6 +200,7 @@ class ScriptRun:
             weights_digest=found.weights_digest(),
             skipped_steps=int(skipped) or found.skipped_steps(),
             tokens_per_step=self._tokens,
+            profile=found.profile,
         )
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from mezzotint.errors import NonFiniteError, ProofError, UserError, described
 from mezzotint.parity.losses import final_loss, mean_loss
 from mezzotint.parity.result import Run, RunStatus
 from mezzotint.proving.own_state import OwnState
+from mezzotint.proving.slowness import write_profile
 from mezzotint.proving.trainee import Closing, Trainee
 from mezzotint.training.metrics import MetricsWriter
 
@@ -77,6 +78,9 @@ def train_seed(
         for turn in turns:
             _release(turn)
             turn.writer.close()
+    for turn in turns:
+        if turn.closing.profile is not None:
+            write_profile(folders[turn.arm], turn.closing.profile)
     control = turns[0]
     return tuple(
         _run(seed, turn, control.seconds if turn.arm in in_turns else [], is_traded_off=is_traded_off) for turn in turns
@@ -90,12 +94,15 @@ def _in_turns(turns: Sequence[_Turn], on_step: OnStep, *, has_own_errors: bool) 
         for turn in turns if number % 2 == 0 else reversed(turns):
             if not turn.is_over:
                 _advance(turn, on_step, has_own_errors=has_own_errors)
+                if turn.status not in (None, RunStatus.FINISHED):
+                    _free_memory()  # for the others, which go on
         number += 1
     for turn in turns:
         turn.takes_turns = getattr(turn.trainee, "takes_turns", True)
         if turn.status is RunStatus.FINISHED and turn.trainee is not None:
             _guarded(turn, partial(_finish, turn, turn.trainee), has_own_errors)
         _release(turn)
+    _free_memory()
     return {turn.arm for turn in turns if turn.takes_turns and turns[0].takes_turns}
 
 
@@ -172,7 +179,10 @@ def _release(turn: _Turn) -> None:
     # a generator that refuses to end has had its say
     with turn.state.active(is_checked=False), contextlib.suppress(Exception):
         trainee.close()
-    del trainee
+
+
+def _free_memory() -> None:
+    """Let the device have what closed runs held, also in cycles."""
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mezzotint.training.step_profile import StepProfile
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closing:
@@ -15,6 +17,7 @@ class Closing:
     weights_digest: str = ""
     skipped_steps: int = 0
     tokens_per_step: int | None = None
+    profile: StepProfile | None = None
 
 
 class Trainee(Protocol):

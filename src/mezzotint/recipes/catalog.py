@@ -20,12 +20,13 @@ def tiny_1m() -> RunConfig:
 
 
 def demo() -> RunConfig:
-    """3M parameters, bytes: what `make demo` trains in every precision."""
+    """3M parameters, bytes: what `make demo` trains, seed by seed, in every precision."""
     return RunConfig(
         recipe="demo",
         model=GPTConfig(num_layers=4, num_heads=4, dim=256, ffn_dim=640, block_size=256),
         optimizer=OptimizerConfig(learning_rate=2e-3),
-        train=TrainConfig(steps=150, batch_size=8, evaluate_every=50, evaluate_batches=16, save_every=50),
+        schedule=ScheduleConfig(warmup_steps=10),
+        train=TrainConfig(steps=60, batch_size=8, evaluate_every=30, evaluate_batches=8, save_every=30),
     )
 
 

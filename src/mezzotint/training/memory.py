@@ -5,18 +5,21 @@ temporaries of C++ code, repeat exactly from run to run, and do not move with wh
 does. Buffers that code outside torch allocates are not in them.
 """
 
+import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from mezzotint.engine.engine import Engine
+from mezzotint.training.step_profile import StepProfile, summarise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,7 @@ class StepMemory:
     peak_bytes: int
     gradients_bytes: int = 0
     cast_cache_bytes: int = 0
+    profile: StepProfile | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,27 +59,32 @@ def measure_step(
     """Run `forward`, which returns the loss, and `backward` of it, and return what they allocated on `device`."""
     if device.type == "cuda":
         return _measure_cuda(forward, backward)
-    with _allocations() as events:
+    with _profiled() as recorded:
         loss = forward()
         forward_end = time.time_ns()
         cast_bytes = _cast_weight_bytes(loss)
         backward(loss)
     held = peak = at_forward_end = 0
-    for when, num_bytes in events:
+    for when, num_bytes in recorded.allocations:
         held += num_bytes
         peak = max(peak, held)
         if when <= forward_end:
             at_forward_end = held
     return StepMemory(
-        activations_bytes=at_forward_end, peak_bytes=peak, gradients_bytes=max(held, 0), cast_cache_bytes=cast_bytes
+        activations_bytes=at_forward_end,
+        peak_bytes=peak,
+        gradients_bytes=max(held, 0),
+        cast_cache_bytes=cast_bytes,
+        profile=recorded.profile,
     )
 
 
 @dataclass(slots=True)
 class MeasuredCall:
-    """What `measure_call` measured: the highest point above what was held before, None where nobody can tell."""
+    """What `measure_call` measured: the highest point above what was held before, and where the time went."""
 
     peak_bytes: int | None = None
+    profile: StepProfile | None = None
 
 
 @contextmanager
@@ -86,38 +95,77 @@ def measure_call() -> Iterator[MeasuredCall]:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        yield measured
-        torch.cuda.synchronize()
+        with _profiled(on_cuda=True) as recorded:
+            yield measured
+            torch.cuda.synchronize()
         measured.peak_bytes = torch.cuda.max_memory_allocated() - before
+        measured.profile = recorded.profile
         return
-    with _allocations() as events:
+    with _profiled() as recorded:
         yield measured
+    measured.profile = recorded.profile
     held = peak = 0
-    for _, num_bytes in events:
+    for _, num_bytes in recorded.allocations:
         held += num_bytes
         peak = max(peak, held)
     measured.peak_bytes = peak
 
 
+@dataclass(slots=True)
+class _Recorded:
+    """Time in ns and bytes of the CPU allocator's events, in order, and the profile, when the context has ended."""
+
+    allocations: list[tuple[int, int]] = field(default_factory=list)
+    profile: StepProfile | None = None
+
+
 @contextmanager
-def _allocations() -> Iterator[list[tuple[int, int]]]:
-    """Record the CPU allocator's events inside: time in ns and bytes, ordered; the list is filled at the end."""
-    events: list[tuple[int, int]] = []
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+def _profiled(*, on_cuda: bool = False) -> Iterator[_Recorded]:
+    """Record the allocator's events and the operations inside.
+
+    Python's collector waits: when it would free old cycles depends on everything that ran before.
+    """
+    recorded = _Recorded()
+    was_collecting = gc.isenabled()
+    gc.disable()
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+    profiler = profile(activities=kinds, profile_memory=not on_cuda, record_shapes=True, acc_events=True)
     with _quiet_stderr():
         profiler.start()
     try:
-        yield events
+        yield recorded
     finally:
         with _quiet_stderr():
             profiler.stop()
-    events.extend(
-        sorted(
-            (event.start_ns(), event.nbytes())  # type: ignore[union-attr]
-            for event in profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-            if event.name() == "[memory]"
-        )
-    )
+        if was_collecting:
+            gc.enable()
+    if not on_cuda:
+        recorded.allocations += _of_own_blocks(profiler.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
+    recorded.profile = summarise(profiler.key_averages(group_by_input_shape=True), on_device=on_cuda)
+
+
+def _of_own_blocks(tree: Iterable[Any]) -> Iterator[tuple[int, int]]:
+    """Yield time and bytes of the events of blocks that were allocated among them, in order.
+
+    Blocks that existed before are left out: the profiler knows the size of some, by what lay at their address in an
+    earlier measurement.
+    """
+    found = []
+    waiting = list(tree)
+    while waiting:
+        node = waiting.pop()
+        waiting.extend(node.children)
+        if node.tag == _EventType.Allocation and node.extra_fields.device.type == "cpu":
+            found.append((node.start_time_ns, node.extra_fields.ptr, node.extra_fields.alloc_size))
+    alive: set[int] = set()
+    for when, address, num_bytes in sorted(found, key=lambda event: event[0]):
+        if num_bytes >= 0:
+            alive.add(address)
+        elif address in alive:
+            alive.remove(address)
+        else:
+            continue
+        yield when, num_bytes
 
 
 def _cast_weight_bytes(loss: torch.Tensor) -> int:
