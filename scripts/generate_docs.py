@@ -1,4 +1,5 @@
-"""Write what is generated: parts of README.md, and docs/formats.md, autocast.md, cpu.md, claims.md, rules.md.
+"""Write what is generated: parts of README.md, and docs/formats.md, autocast.md, cpu.md, claims.md, rules.md,
+and the figures that `mezzotint claims` quotes.
 
     python scripts/generate_docs.py            write
     python scripts/generate_docs.py --check    exit 1 where a file is stale
@@ -15,7 +16,7 @@ from pathlib import Path
 import accuracy_page
 import audit_example
 import autocast_page
-import claims
+import claims_page
 import cpu_page
 import plan_example
 import rules_page
@@ -196,6 +197,7 @@ def formats_page() -> str:
 
 def pages() -> dict[Path, str]:
     """Return every generated file as it should be."""
+    recorded = claims_page.recorded()
     return {
         README: filled(README.read_text(encoding="utf-8")),
         ROOT / "docs" / "audit.md": filled((ROOT / "docs" / "audit.md").read_text(encoding="utf-8")),
@@ -203,7 +205,8 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "accuracy.md": accuracy_page.page(),
         ROOT / "docs" / "autocast.md": autocast_page.page(),
         ROOT / "docs" / "formats.md": formats_page(),
-        ROOT / "docs" / "claims.md": claims.page(),
+        ROOT / "docs" / "claims.md": claims_page.page(recorded),
+        claims_page.RECORDED: recorded,
         ROOT / "docs" / "cpu.md": cpu_page.page(),
         ROOT / "docs" / "rules.md": rules_page.page(),
     }

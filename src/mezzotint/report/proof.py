@@ -145,7 +145,7 @@ def _binned(losses: Sequence[float], num_steps: int, num_bins: int) -> np.ndarra
 def _steps(num_steps: int, num_bins: int) -> np.ndarray[Any, Any]:
     """Return the middle of each bin, steps counted from 1."""
     edges = np.linspace(0, num_steps, min(num_bins, num_steps) + 1).astype(int)
-    return (edges[:-1] + 1 + edges[1:]) / 2
+    return np.asarray((edges[:-1] + 1 + edges[1:]) / 2)
 
 
 def _num_steps(runs: Sequence[Run]) -> int:

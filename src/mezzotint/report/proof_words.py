@@ -129,14 +129,14 @@ def carrying(result: ArmResult) -> MetricResult | None:
 
 
 def decisive(result: ArmResult) -> MetricResult | None:
-    """Return the primary metric that the verdict is shown by: the design's first of the same verdict, else its first."""
+    """Return the metric that shows the verdict: the first primary one of the same verdict, else the first of all."""
     primary = [one for one in result.metrics if one.is_primary]
     return next((one for one in primary if one.verdict is result.verdict), next(iter(primary), None))
 
 
 def shown_interval(metric: MetricResult) -> Interval | None:
     """Return the interval that the metric's verdict was read from."""
-    return metric.wide if metric.verdict in (Verdict.BETTER, Verdict.WORSE) else metric.interval
+    return metric.interval if metric.verdict in (Verdict.EQUIVALENT, Verdict.IDENTICAL) else metric.wide
 
 
 def spell_interval(metric: MetricResult) -> str:
