@@ -52,7 +52,8 @@ def _parsed(text: str, origin: str) -> dict[str, Any]:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str) and "\n" in value and "'''" not in value and value.isascii():
+    is_plain = isinstance(value, str) and all(letter.isprintable() or letter == "\n" for letter in value)
+    if is_plain and "\n" in value and "'''" not in value:
         return f"'''\n{value}'''"
     if isinstance(value, str):
         # TOML escapes what JSON escapes, and DEL

@@ -86,12 +86,14 @@ class ScriptRun:
         self._tokens: int | None = None
         self._returned: Mapping[str, Any] = {}
         self._belongings = Belongings()
+        self._knows_limit = False
         self.takes_turns = True
 
     def step(self) -> Mapping[str, Any] | None:
         """Advance the generator to its next yield."""
         limit = self._experiment.steps
-        if limit is not None and self._num_steps >= limit:
+        is_enough = limit is not None and self._num_steps >= limit
+        if is_enough and not self._knows_limit:
             return None
         if self._steps is None:
             self._begin()
@@ -103,6 +105,8 @@ class ScriptRun:
             except StopIteration as end:
                 self._returned = self._mapping(end.value)
                 return None
+        if is_enough:  # it was told how many steps are wanted, and goes on
+            return None
         self._num_steps += 1
         return self._line(value)
 
@@ -114,6 +118,7 @@ class ScriptRun:
         settings = dict(setting.split("=", 1) for setting in self._arm.settings)
         keywords: dict[str, Any] = {key.strip(): typed_value(value) for key, value in settings.items()}
         if self._experiment.steps is not None and takes(make_run, "steps"):
+            self._knows_limit = True  # so it ends by itself, and may return its final figures
             keywords.setdefault("steps", self._experiment.steps)
         policy = Policy.parse(self._arm.policy)
         try:
