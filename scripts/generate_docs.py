@@ -19,6 +19,7 @@ import autocast_page
 import claims_page
 import cpu_page
 import plan_example
+import prove_page
 import rules_page
 from rich.console import Console
 
@@ -132,6 +133,7 @@ def filled(text: str) -> str:
         "audit cost": audit_example.cost_block,
         "plan": plan_example.block,
         "plan world": plan_example.world_block,
+        "error rates": prove_page.error_rates,
     }
     for mark, make in blocks.items():
         if f"<!-- {mark} -->" not in text:
@@ -202,6 +204,7 @@ def pages() -> dict[Path, str]:
         README: filled(README.read_text(encoding="utf-8")),
         ROOT / "docs" / "audit.md": filled((ROOT / "docs" / "audit.md").read_text(encoding="utf-8")),
         ROOT / "docs" / "plan.md": filled((ROOT / "docs" / "plan.md").read_text(encoding="utf-8")),
+        ROOT / "docs" / "prove.md": filled((ROOT / "docs" / "prove.md").read_text(encoding="utf-8")),
         ROOT / "docs" / "accuracy.md": accuracy_page.page(),
         ROOT / "docs" / "autocast.md": autocast_page.page(),
         ROOT / "docs" / "formats.md": formats_page(),

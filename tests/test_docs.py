@@ -1,5 +1,6 @@
 """What the documents say is generated from records or runs as it stands."""
 
+import json
 import re
 import subprocess
 import sys
@@ -28,6 +29,21 @@ def test_code_in_the_readme_runs(code: str, tmp_path: Path) -> None:
 def test_code_in_the_pages_runs(page: str, tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=tmp_path)
+
+
+def test_the_script_of_the_proof_is_proved_as_written(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "prove.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (command,) = re.findall(r"^    (mezzotint prove .*train\.py:make_run)$", page, re.MULTILINE)
+    (tmp_path / "train.py").write_text(code, encoding="utf-8")
+    words = [sys.executable, "-m", "mezzotint.cli.main", *command.split()[1:-1], "--json", command.split()[-1]]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
+    body = json.loads(done.stdout)
+    assert done.returncode == body["exit_code"]
+    assert body["results"][0]["metrics"][0]["name"] == "accuracy"
+    assert len(body["runs"]) == 6
+    assert {run["status"] for run in body["runs"]} == {"finished"}
+    assert body["results"][0]["verdict"] != "invalid"  # the script learns
 
 
 def test_commands_in_the_readme_exist() -> None:

@@ -278,7 +278,7 @@ def test_the_terminal_keeps_to_80_columns() -> None:
     assert "validation loss" in text  # not broken into two lines
     assert "…" not in "".join(tables)
     assert "[bold]no markup[/bold]" in text
-    assert "seeds would decide; --seeds" in text
+    assert "seeds would decide: a new proof with --seeds" in text
     assert "report  report.html" in text
 
 

@@ -49,6 +49,8 @@ def print_proof(console: Console, proof: Proof, *, report_path: str | None = Non
         for reason in further_reasons(result):
             console.print(Text(f"  {reason}"))
     for result in proof.results:
+        if not result.metrics and not result.costs:
+            continue
         console.print()
         if len(proof.results) > 1:
             console.print(Text(result.arm, style="bold"))

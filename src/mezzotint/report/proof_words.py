@@ -266,7 +266,10 @@ def next_steps(proof: Proof) -> list[str]:
         if result.verdict is not Verdict.UNDECIDED or metric is None:
             continue
         if needed := result.seeds_needed:
-            lines.append(f"{result.arm}: about {needed} seeds would decide; --seeds {needed} keeps the runs that exist")
+            lines.append(
+                f"{result.arm}: about {needed} seeds would decide: a new proof with --seeds {needed}, or with --max-seeds "
+                f"{math.ceil(1.5 * needed)}, which stops as soon as it is decided"
+            )
         else:
             lines.append(
                 f"{result.arm}: how many seeds would decide cannot be said; the difference of "
