@@ -127,7 +127,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _reason(metric: Metric, decision: Decision) -> str:
-    read = decision.interval if decision.verdict in (Verdict.EQUIVALENT, Verdict.UNDECIDED) else decision.wide
+    # an undecided difference is shown with the interval that holds 0; the narrower one may not
+    read = decision.interval if decision.verdict is Verdict.EQUIVALENT else decision.wide
     margin = spell_margin(metric.margin, is_relative=metric.is_relative)
     text = (
         f"{_amount(metric, read.mean)} ({100 * read.level:.3g}% interval "
