@@ -267,8 +267,8 @@ def next_steps(proof: Proof) -> list[str]:
             continue
         if needed := result.seeds_needed:
             lines.append(
-                f"{result.arm}: about {needed} seeds would decide: a new proof with --seeds {needed}, or with --max-seeds "
-                f"{math.ceil(1.5 * needed)}, which stops as soon as it is decided"
+                f"{result.arm}: about {needed} seeds would decide: a new proof with --seeds {needed}, or with "
+                f"--max-seeds {math.ceil(1.5 * needed)}, which stops as soon as it is decided"
             )
         else:
             lines.append(
