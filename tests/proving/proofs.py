@@ -59,7 +59,16 @@ def substance(proof: Proof) -> dict[str, Any]:
     timed = ("step_time", "tokens_per_second")
     return {
         "runs": [
-            (run.arm, run.seed, run.status, run.losses, run.values, run.message, run.weights_digest, run.memory_bytes)
+            (
+                run.arm,
+                run.seed,
+                run.status,
+                list(map(repr, run.losses)),
+                run.values,
+                run.message,
+                run.weights_digest,
+                run.memory_bytes,
+            )
             for run in proof.runs
         ],
         "results": [

@@ -165,3 +165,34 @@ def test_the_three_files(tmp_path: Path) -> None:
     assert substance(Proof.from_json(json.loads((tmp_path / "out" / "proof.json").read_text()))) == substance(proof)
     assert "bf16-mixed" in (tmp_path / "out" / "report.html").read_text()
     assert "bf16-mixed" in (tmp_path / "out" / "summary.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [4, 7])
+def test_a_long_recipe_goes_on_from_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    # one arm ends early, one needs masters, one has delayed scales and a loss scale
+    arms = ["float32", "hot=float32,optimizer.learning_rate=1e39", "m=bf16-master", "s=fp8-mixed,scaling=dynamic"]
+    experiment = small_recipe(arms=arms, steps=9)
+    whole = prove(tmp_path / "whole", experiment)
+    assert not list((tmp_path / "whole").rglob("checkpoints"))
+    original, rounds = seed_module.SeedCheckpoints.save_if_due, []
+
+    def save_and_die(self, number: int, turns) -> None:
+        original(self, number, turns)
+        rounds.append(number)
+        if number == at:
+            raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(seed_module, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(seed_module.SeedCheckpoints, "save_if_due", save_and_die)
+        with pytest.raises(_Killed):
+            prove(tmp_path / "cut", experiment)
+    if at == 7:  # the newest checkpoint of one arm is damaged: the round before serves
+        newest = max((tmp_path / "cut" / "runs" / "m" / "seed-0" / "checkpoints").iterdir())
+        (newest / "state.json").write_text("{}")
+    watcher = Quiet()
+    assert substance(resume(tmp_path / "cut", watcher)) == substance(whole)
+    first = next(step for arm, step, _ in watcher.steps if arm == "float32")
+    assert first == (at if at == 7 else at + 1)
+    assert not list((tmp_path / "cut").rglob("checkpoints"))

@@ -30,6 +30,16 @@ class _Worker:
     errors: Path
     reader: threading.Thread = field(init=False)
 
+    def close(self) -> str:
+        """Close what belongs to a process that has ended, and return its last words."""
+        self.reader.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        said = self.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        self.errors.unlink(missing_ok=True)
+        return said[-1] if said else ""
+
 
 def affordable_jobs(wanted: int) -> tuple[int, str]:
     """Return how many seeds may run at a time by the memory that this process has needed, and why."""
@@ -73,8 +83,7 @@ class Workers:
             worker.process.terminate()
         for worker in self._running:
             worker.process.wait()
-            worker.reader.join()
-            worker.errors.unlink(missing_ok=True)
+            worker.close()
         self._running.clear()
 
     @property
@@ -118,11 +127,9 @@ class Workers:
                 except subprocess.TimeoutExpired:
                     continue
                 self._running.remove(worker)
-                worker.reader.join()
-                said = worker.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                worker.errors.unlink(missing_ok=True)
+                said = worker.close()
                 if code:
-                    raise _failure(worker.seed, code, said[-1] if said else "")
+                    raise _failure(worker.seed, code, said)
                 return worker.seed
 
 

@@ -114,6 +114,14 @@ class RecipeRun:
             profile=self._step_memory.profile,
         )
 
+    def state(self) -> Mapping[str, Any]:
+        """Return what a checkpoint of this run holds."""
+        return self._trainer.state_dict()
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._trainer.load_state_dict(state)
+
     def close(self) -> None:
         """Let go of model and optimizer."""
         self.__dict__.pop("_trainer", None)

@@ -1,5 +1,6 @@
 """A whole experiment: seed after seed until its design is fulfilled or decided, kept on disk as it goes."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from mezzotint.parity.verdict import is_decided, judge
 from mezzotint.proving.conclusion import conclude
 from mezzotint.proving.own_state import start_cuda
 from mezzotint.proving.processes import Workers, affordable_jobs
-from mezzotint.proving.seed import train_seed
+from mezzotint.proving.seed import CHECKPOINTS, train_seed
 from mezzotint.proving.sources import Program
 from mezzotint.proving.store import ProofFolder
 from mezzotint.training.loop import environment
@@ -150,6 +151,8 @@ def run_seed(
     )
     for run in runs:
         folder.write_run(run)
+    for path in paths.values():
+        shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
     return runs
 
 

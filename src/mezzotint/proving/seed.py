@@ -16,14 +16,17 @@ from typing import Any
 
 import torch
 
-from mezzotint.errors import NonFiniteError, ProofError, UserError, described
+from mezzotint.errors import CheckpointError, NonFiniteError, ProofError, UserError, described
 from mezzotint.parity.losses import final_loss, mean_loss
 from mezzotint.parity.result import Run, RunStatus
 from mezzotint.proving.own_state import OwnState
 from mezzotint.proving.slowness import write_profile
 from mezzotint.proving.trainee import Closing, Trainee
-from mezzotint.training.metrics import MetricsWriter
+from mezzotint.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from mezzotint.training.metrics import MetricsWriter, read_metrics
 
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints of a long seed
+CHECKPOINTS = "checkpoints"
 OnStep = Callable[[str, int, float], None]  # arm, its step, its loss
 
 
@@ -61,19 +64,22 @@ def train_seed(
 
     What goes wrong in one arm ends that arm alone and is recorded. An arm that runs out of memory beside the others is
     tried once more by itself. With `has_own_errors` a refusal of ours (an impossible policy) is an outcome of the
-    user's code; else it ends everything. Raises ProofError, TrainingError for a full disk, KeyboardInterrupt.
+    user's code; else it ends everything. Where the folders hold checkpoints of an interrupted seed, it goes on from
+    them, bit for bit. Raises ProofError, TrainingError for a full disk, KeyboardInterrupt.
     """
     turns = [
         _Turn(arm, make, OwnState(seed, f"arm {arm}"), MetricsWriter(folders[arm] / "metrics.jsonl"))
         for arm, make in makers.items()
     ]
     try:
-        in_turns = _in_turns(turns, on_step, has_own_errors=has_own_errors)
+        checkpoints = SeedCheckpoints(folders)
+        first = checkpoints.restore(turns)
+        in_turns = _in_turns(turns, on_step, checkpoints, first=first, has_own_errors=has_own_errors)
         for turn in [turn for turn in turns if turn.status is RunStatus.OUT_OF_MEMORY and len(turns) > 1]:
             again = _Turn(turn.arm, turn.make, OwnState(seed, f"arm {turn.arm}"), _emptied(turn.writer))
             turns[turns.index(turn)] = again
             in_turns.discard(turn.arm)
-            _in_turns([again], on_step, has_own_errors=has_own_errors)
+            _in_turns([again], on_step, None, first=0, has_own_errors=has_own_errors)
     finally:
         for turn in turns:
             _release(turn)
@@ -87,9 +93,16 @@ def train_seed(
     )
 
 
-def _in_turns(turns: Sequence[_Turn], on_step: OnStep, *, has_own_errors: bool) -> set[str]:
-    """Advance all arms to their ends; return which of them took turns with the first."""
-    number = 0
+def _in_turns(
+    turns: Sequence[_Turn],
+    on_step: OnStep,
+    checkpoints: "SeedCheckpoints | None",
+    *,
+    first: int,
+    has_own_errors: bool,
+) -> set[str]:
+    """Advance all arms from round `first` to their ends; return which of them took turns with the first arm."""
+    number = first
     while not all(turn.is_over for turn in turns):
         for turn in turns if number % 2 == 0 else reversed(turns):
             if not turn.is_over:
@@ -97,6 +110,8 @@ def _in_turns(turns: Sequence[_Turn], on_step: OnStep, *, has_own_errors: bool) 
                 if turn.status not in (None, RunStatus.FINISHED):
                     _free_memory()  # for the others, which go on
         number += 1
+        if checkpoints is not None:
+            checkpoints.save_if_due(number, turns)
     for turn in turns:
         turn.takes_turns = getattr(turn.trainee, "takes_turns", True)
         if turn.status is RunStatus.FINISHED and turn.trainee is not None:
@@ -104,6 +119,61 @@ def _in_turns(turns: Sequence[_Turn], on_step: OnStep, *, has_own_errors: bool) 
         _release(turn)
     _free_memory()
     return {turn.arm for turn in turns if turn.takes_turns and turns[0].takes_turns}
+
+
+class SeedCheckpoints:
+    """Checkpoints of all arms of a seed, for arms that can be saved; a round counts when all arms have it."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._folders = {arm: folder / CHECKPOINTS for arm, folder in folders.items()}
+        self._saved_at = time.monotonic()
+
+    def save_if_due(self, number: int, turns: Sequence[_Turn]) -> None:
+        """Save the state after round `number`, about once a minute."""
+        running = [turn.trainee for turn in turns if turn.trainee is not None]
+        if time.monotonic() - self._saved_at < CHECKPOINT_SECONDS or not all(hasattr(one, "state") for one in running):
+            return
+        for turn in turns:
+            state = {
+                "status": str(turn.status) if turn.status is not None else None,
+                "message": turn.message,
+                "steps": len(turn.losses),
+                "trainee": turn.trainee.state() if turn.trainee is not None else None,  # type: ignore[attr-defined]
+            }
+            save_checkpoint(self._folders[turn.arm], number, state, keep=2)
+        self._saved_at = time.monotonic()
+
+    def restore(self, turns: Sequence[_Turn]) -> int:
+        """Bring the arms to the newest round that all of them have whole, and return it; 0 where there is none."""
+        found = [{path.name for path in list_checkpoints(self._folders[turn.arm])} for turn in turns]
+        for name in sorted(set.intersection(*found), reverse=True):
+            try:
+                saved = [load_checkpoint(self._folders[turn.arm] / name) for turn in turns]
+            except CheckpointError:
+                continue
+            lines = [
+                read_metrics(turn.writer.path)[: one.state["steps"]] for turn, one in zip(turns, saved, strict=True)
+            ]
+            if all(len(rows) == one.state["steps"] for rows, one in zip(lines, saved, strict=True)):
+                for turn, one, rows in zip(turns, saved, lines, strict=True):
+                    _restore(turn, one.state, rows)
+                return saved[0].step
+        for turn in turns:
+            turn.writer.truncate_after(0)
+        return 0
+
+
+def _restore(turn: _Turn, state: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Bring one arm back to where it was saved."""
+    turn.writer.truncate_after(state["steps"])
+    turn.losses = [float(line["loss"]) for line in lines]
+    turn.seconds = [float(line["seconds"]) for line in lines]
+    turn.status = RunStatus(state["status"]) if state["status"] is not None else None
+    turn.message = state["message"]
+    if state["trainee"] is not None:
+        with turn.state.active():
+            turn.trainee = turn.make()
+            turn.trainee.load(state["trainee"])  # type: ignore[attr-defined]
 
 
 def _finish(turn: _Turn, trainee: Trainee) -> None:

@@ -93,10 +93,11 @@ class ProofFolder:
         return self.path / "runs" / arm / f"seed-{seed}"
 
     def start_run(self, arm: str, seed: int) -> Path:
-        """Return the folder of a run, empty: what an interrupted run left is removed."""
+        """Return the folder of a run, empty but for checkpoints of an interrupted one and what led to them."""
         path = self.run_path(arm, seed)
         try:
-            shutil.rmtree(path, ignore_errors=True)
+            if not (path / "checkpoints").is_dir():
+                shutil.rmtree(path, ignore_errors=True)
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(self._why_not(path, error)) from None

@@ -54,7 +54,9 @@ def main(path: str, seed: str) -> int:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # not through sys.stdin, whose lock a thread may not hold when the interpreter ends
+    while os.read(0, 1):
+        pass
     os._exit(1)
 
 
