@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from mezzotint.errors import ProofError
+from mezzotint.errors import ProofError, TrainingError
 from mezzotint.parity.design import Experiment, Source
 from mezzotint.parity.result import ArmResult, Proof, Run
 from mezzotint.parity.verdict import is_decided, judge
@@ -121,13 +121,21 @@ def _train_in_processes(folder: ProofFolder, watcher: Watcher) -> None:
     experiment = folder.experiment
     jobs, threads = int(folder.circumstances["jobs"]), int(folder.circumstances["threads_per_job"])
     seeds = experiment.all_seeds()
+    failure: TrainingError | None = None
     with Workers(folder, jobs, threads, watcher.stepped) as workers:
         while True:
             runs, missing = _so_far(folder)
             if not missing:
                 return
-            workers.fill([seed for seed in missing if seed not in workers.seeds])
-            seed = workers.wait()
+            if failure is None:
+                workers.fill([seed for seed in missing if seed not in workers.seeds])
+            elif not workers.seeds:
+                raise failure
+            try:
+                seed = workers.wait()
+            except TrainingError as error:
+                failure = error  # the others come to their ends first
+                continue
             ended = folder.read_seed(seed)
             if ended is None:
                 raise ProofError(f"seed {seed} left no runs in {folder.path}; go on with --resume")
