@@ -16,8 +16,10 @@ from mezzotint.claims.catalog import CLAIMS
 from mezzotint.claims.claim import Claim, Family, Outcome
 from mezzotint.claims.evaluate import outcome_of
 from mezzotint.claims.loss_scaling import weights_after_updates
+from mezzotint.claims.quality import proof_figures
 from mezzotint.claims.recorded import read_records
 from mezzotint.claims.speed import published_peaks
+from mezzotint.parity.result import Proof
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
@@ -49,14 +51,14 @@ def entry(figures: dict[str, Any], source: str, path: str) -> dict[str, Any]:
 
 def recorded() -> str:
     """Return recorded.json."""
-    found = {**_bench(), **_demo(), **_faults(), **_published(), **_computed()}
+    found = {**_bench(), **_demo(), **_faults(), **_published(), **_computed(), **_proofs()}
     return json.dumps(dict(sorted(found.items())), indent=1) + "\n"
 
 
 def _bench() -> dict[str, Any]:
     bench, path = newest("bench_cpu-*.json")
     avx2, _ = newest("cpu_lowprec_avx2-2*.json")
-    demo, _ = newest("demo.json")
+    demo, _ = _demo_costs()
     machine = f"{bench['name']}, torch {bench['facts']['torch']}"
     source = f"measured on {bench['facts']['date'][:10]}, {machine}"
 
@@ -77,7 +79,7 @@ def _bench() -> dict[str, Any]:
             {
                 "machine": machine,
                 "bfloat16": ratios("bfloat16"),
-                "step": demo["arms"][1]["time_ratio"],
+                "step": demo["step_time"],
                 "model": "a 3M-parameter model",
             },
             source,
@@ -98,21 +100,23 @@ def _peaks() -> dict[str, float]:
     return dict(published_peaks()["float8"])
 
 
-def _demo() -> dict[str, Any]:
+def _demo_costs() -> tuple[dict[str, float], tuple[Proof, str]]:
+    """Return the ratios of the recorded demo, bf16-mixed to float32, by name; the proof, and where it is."""
     record, path = newest("demo.json")
-    plain, mixed = record["arms"]
-    states = [
-        sum(value for key, value in arm["state_memory"].items() if key.endswith("bytes")) for arm in (plain, mixed)
-    ]
-    peaks = [arm["step_memory"]["peak_bytes"] + state for arm, state in zip((plain, mixed), states, strict=True)]
+    proof = Proof.from_json(record)
+    return {cost.name: cost.ratio.mean for cost in proof.results[0].costs}, (proof, path)
+
+
+def _demo() -> dict[str, Any]:
+    costs, (proof, path) = _demo_costs()
     figures = {
-        "activations": mixed["step_memory"]["activations_bytes"] / plain["step_memory"]["activations_bytes"],
-        "peak": peaks[1] / peaks[0],
-        "state": states[1] / states[0],
+        "activations": costs["activations_memory"],
+        "peak": costs["peak_memory"],
+        "state": costs["state_per_parameter"],
         "model": "a 3M-parameter model",
     }
-    machine = f"{record['machine']['cpu']}, torch {record['machine']['torch']}"
-    return {"half-the-memory": entry(figures, f"measured on {record['date']}, {machine}", path)}
+    machine = f"{proof.machine['processor']}, torch {proof.machine['torch']}"
+    return {"half-the-memory": entry(figures, f"measured on {proof.date}, {machine}", path)}
 
 
 def _faults() -> dict[str, Any]:
@@ -184,6 +188,13 @@ def _computed() -> dict[str, Any]:
             "scripts/claims_page.py",
         )
     }
+
+
+def _proofs() -> dict[str, Any]:
+    record, path = newest("prove_claims-*.json")
+    source = f"measured on {record['date']}, {record['machine']['cpu']}, torch {record['machine']['torch']}"
+    figures = dict(proof_figures(record["results"]))
+    return {name: entry(figures, source, path) for name in ("no-quality-loss", "bfloat16-trains-worse")}
 
 
 def page(text: str) -> str:

@@ -22,8 +22,8 @@ def share(samples: np.ndarray, *wanted: Verdict) -> float:
 def error_rates() -> str:
     """Return the table: differences are drawn anew for each experiment, the margin is 1."""
     rows = [
-        "| pairs | false \"equivalent\": the truth is at the margin | the same, skewed differences | false \"worse\" or "
-        "\"better\": there is no difference | \"equivalent\" where there is no difference |",
+        '| pairs | false "equivalent": the truth is at the margin | the same, skewed differences | false "worse" or '
+        '"better": there is no difference | "equivalent" where there is no difference |',
         "|---|---|---|---|---|",
     ]
     for pairs in PAIRS:
@@ -44,7 +44,7 @@ def error_rates() -> str:
             "",
             *rows,
             "",
-            "Where the spread of pairs is far below the margin, the chance of a false \"equivalent\" is alpha itself, as in the",
+            'Where the spread of pairs is far below the margin, the chance of a false "equivalent" is alpha itself, as in the',
             "second column; with more spread it is smaller. The third column has differences that are mostly small and now and",
             "then large (exponential): few pairs miss the large ones, and the rate rises. In the last, pairs spread by 0.4 margins.",
             f"With {LOOKS[0]} to {LOOKS[1]} seeds added one by one, each look uses {level:.2%} instead of {ALPHA:.0%}, and all together err in "

@@ -14,12 +14,21 @@ from mezzotint.claims import evaluate
 from mezzotint.claims.catalog import CLAIMS
 from mezzotint.claims.claim import Basis, Claim, Verdict
 from mezzotint.claims.evaluate import find_claims, outcome_of
+from mezzotint.claims.quality import proof_figures
 from mezzotint.claims.recorded import Recorded, records
 from mezzotint.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 BY_NAME = {claim.name: claim for claim in CLAIMS}
 QUICK = [claim for claim in CLAIMS if claim.basis.is_quick]
+
+
+def arm(verdict: str) -> dict[str, Any]:
+    return {
+        "verdict": verdict, "metric": "validation loss", "margin": 0.005, "pairs": 5, "low": 0.01, "mean": 0.02,
+        "high": 0.03, "level": 0.95,
+    }  # fmt: skip
+
 
 # Figures that would make each claim come out otherwise. A verdict that no figure can change is no verdict.
 CONTRARY: dict[str, dict[str, Any]] = {
@@ -58,6 +67,8 @@ CONTRARY: dict[str, dict[str, Any]] = {
     "never-more-memory": {
         "forward_only": [0.6], "largest": {"mixed": 1.0, "plain": 2.0, "model": "a model", "gpu": "a card"},
     },
+    "no-quality-loss": {"bf16-mixed": arm("worse"), "fp16-mixed": arm("worse")},
+    "bfloat16-trains-worse": {"bf16-mixed": arm("worse"), "bf16-pure": arm("worse"), "bf16-stochastic": arm("worse")},
     "loss-scaling": {"plain": 0.15, "scaled": 0.15},
     "bfloat16-scaling": {"bfloat16": 0.1, "float16": 0.15},
     "master-weights": {
@@ -178,6 +189,19 @@ def test_a_record_that_says_otherwise_stops_the_page(monkeypatch: pytest.MonkeyP
     told = {claim.name: Recorded(figures=CONTRARY[claim.name], source="", path="")}
     with pytest.raises(SystemExit, match="half-the-memory: the figures say true, the claim says false"):
         claims_page.checked(outcome_of(claim, recorded=told))
+
+
+def test_what_a_proof_says_of_arms_is_read_from_its_json() -> None:
+    metric = {
+        "name": "validation_loss", "is_primary": True, "verdict": "worse", "margin": 0.005, "num_pairs": 3,
+        "interval": {"low": 0.011, "mean": 0.02, "high": 0.029, "level": 0.9},
+        "wide": {"low": 0.01, "mean": 0.02, "high": 0.03, "level": 0.95},
+    }  # fmt: skip
+    found = proof_figures({"results": [{"arm": "bf16-pure", "verdict": "worse", "metrics": [metric]}]})
+    assert found == {"bf16-pure": {**arm("worse"), "pairs": 3}}
+    equal = {**metric, "verdict": "equivalent"}
+    found = proof_figures({"results": [{"arm": "bf16-pure", "verdict": "equivalent", "metrics": [equal]}]})
+    assert found["bf16-pure"]["low"] == 0.011
 
 
 @pytest.mark.slow

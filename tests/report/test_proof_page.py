@@ -237,6 +237,7 @@ def test_the_page_in_print(browser: Any, tmp_path: Path) -> None:
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate("getComputedStyle(document.querySelector('#curves text')).fill") == "rgb(0, 0, 0)"
+    assert page.evaluate("getComputedStyle(document.querySelector('.badge')).color") == "rgb(26, 127, 55)"
     page.close()
 
 
