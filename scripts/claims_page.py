@@ -8,7 +8,7 @@ figures give another verdict than the one that is published stops the page from 
 import csv
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,7 @@ def _published() -> dict[str, Any]:
             groups[key][row["dtype_mode"]].append(float(row["value"]))
     speed: dict[str, list[float]] = {"fp32": [], "tf32": []}
     memory: dict[str, list[float]] = {"train_step": [], "fwd_bwd": [], "fwd": []}
+    cards: dict[str, Counter[str]] = {"fp32": Counter(), "tf32": Counter()}
     slower, num_timed, largest = [], 0, {"mixed": 0.0}
     for key, modes in groups.items():
         facts = dict(zip((*alike, "scope"), key, strict=True))
@@ -161,13 +162,21 @@ def _published() -> dict[str, Any]:
             num_timed += 1
             if scope == "train_step":
                 speed[base].append(speedup)
+                cards[base][facts["gpu"].partition("-")[0]] += 1
             if speedup < 1:
                 slower.append({"model": facts["model"], "gpu": facts["gpu"], "speedup": speedup})
     path = str(PUBLISHED.relative_to(ROOT))
     source = "measured by others, as published"
     return {
         "twice-as-fast-on-gpus": entry(
-            {"over_float32": sorted(speed["fp32"]), "over_tf32": sorted(speed["tf32"])}, source, path
+            {
+                "over_float32": sorted(speed["fp32"]),
+                "over_tf32": sorted(speed["tf32"]),
+                "float32_cards": dict(cards["fp32"].most_common()),
+                "tf32_cards": dict(cards["tf32"].most_common()),
+            },
+            source,
+            path,
         ),
         "always-faster": entry({"slower": slower, "num_pairs": num_timed}, source, path),
         "half-the-memory-on-gpus": entry(

@@ -54,7 +54,9 @@ CONTRARY: dict[str, dict[str, Any]] = {
     },
     "tf32-default": {"products": False, "convolutions": False, "precision": "highest"},
     "twice-as-fast": {"machine": "m", "bfloat16": [0.9, 1.0], "step": 1.0, "model": "a model"},
-    "twice-as-fast-on-gpus": {"over_float32": [1.1, 1.2], "over_tf32": [1.0, 1.1]},
+    "twice-as-fast-on-gpus": {
+        "over_float32": [1.1, 1.2], "over_tf32": [1.0, 1.1], "float32_cards": {"V100": 2}, "tf32_cards": {"A100": 2},
+    },
     "always-faster": {"slower": [], "num_pairs": 9},
     "multiples-of-8": {"V100": 1.0, "A100": 1.0, "H100": 1.0},
     "float16-on-cpus": {"machine": "m", "torch": [0.5], "mezzotint": [0.5]},

@@ -25,7 +25,7 @@ def _judge_scaling(found: Figures) -> Answer:
     is_repaired = found["scaled"] < found["plain"] / 20
     return Answer(
         verdict=Verdict.TRUE if is_repaired else Verdict.FALSE,
-        figure=f"of gradients spread around 1e-6, {found['plain']:.1%} become 0 in float16, {found['scaled']:.2%} "
+        figure=f"of log-normal gradients around 1e-6, {found['plain']:.1%} become 0 in float16, {found['scaled']:.2%} "
         f"when scaled "
         f"by {_SCALE:.0f} first (0 or infinite)",
     )

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mezzotint.claims.claim import Answer, Basis, Claim, Family, Figures, Verdict
@@ -79,17 +79,15 @@ def _judge_twice_on_gpus(found: Figures) -> Answer:
     return Answer(
         verdict=Verdict.TRUE if is_all else Verdict.CONDITIONAL if is_twice else Verdict.FALSE,
         condition="it is compared with float32 without TF32" if is_twice and not is_all else "",
-        figure=f"whole training steps, mixed against float32: {_spread(wide)} (mostly V100); against TF32: "
-        f"{_spread(tf32)} "
-        "(mostly A100)",
+        figure=f"whole training steps, mixed against float32: {_spread(wide, found['float32_cards'])}; against TF32: "
+        f"{_spread(tf32, found['tf32_cards'])}",
     )
 
 
-def _spread(ratios: Sequence[float]) -> str:
+def _spread(ratios: Sequence[float], cards: Mapping[str, int]) -> str:
     return (
         f"{statistics.median(ratios):.1f} times as fast in the median of {len(ratios)} published pairs, "
-        f"{min(ratios):.2f} to "
-        f"{max(ratios):.1f}"
+        f"{min(ratios):.2f} to {max(ratios):.1f} ({', '.join(f'{count} on {card}' for card, count in cards.items())})"
     )
 
 
