@@ -170,6 +170,18 @@ def test_run_measures_here(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "measured here in" in done.stdout
 
 
+def test_what_cannot_be_measured_here_is_quoted_with_the_reason() -> None:
+    def lacking() -> dict[str, Any]:
+        raise RuntimeError("no working C++ compiler\nwas found")
+
+    outcome = outcome_of(replace(BY_NAME["compiled-cast"], measure=lacking), is_run=True)
+    assert outcome.is_as_published
+    assert outcome.source.startswith("measured on 20")
+    assert outcome.source.endswith("; not measured here: RuntimeError: no working C++ compiler")
+    with pytest.raises(RuntimeError):
+        outcome_of(replace(BY_NAME["tf32-bits"], measure=lacking))
+
+
 def test_what_is_exact_and_comes_out_otherwise_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     claim = replace(BY_NAME["tf32-bits"], measure=lambda: CONTRARY["tf32-bits"])
     monkeypatch.setattr(evaluate, "CLAIMS", (claim,))
