@@ -28,7 +28,7 @@ from mezzotint.parity.result import Proof
 from mezzotint.trace.watch import StepWatch
 from mezzotint.training.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, to_toml
 from mezzotint.training.trainer import Trainer
-from proofs import as_record, carry_out, verdict_table
+from proof_records import as_record, carry_out, verdict_table
 
 SEEDS = (0, 1, 2, 3, 4)
 

@@ -9,6 +9,7 @@ a cosine schedule. What is wrong with a run, if anything, is planted here and no
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 import mezzotint as mz
 from mezzotint.data.batches import Batches
 from mezzotint.data.config import DataConfig
-from mezzotint.data.tokens import open_corpus
+from mezzotint.data.tokens import Corpus, open_corpus
 from mezzotint.models.gpt import GPT, RMSNorm
 from mezzotint.models.gpt_config import GPTConfig
 
@@ -30,10 +31,14 @@ LEARNING_RATE = 1e-3
 Figures = dict[str, float]
 
 
+@cache
+def corpus() -> Corpus:
+    return open_corpus(DATA, block_size=SHAPE["block_size"])
+
+
 def batches_of(seed: int, batch_size: int = BATCH) -> tuple[Batches, GPTConfig]:
-    corpus = open_corpus(DATA, block_size=SHAPE["block_size"])
-    shape = GPTConfig(**SHAPE, vocab_size=corpus.vocab_size)
-    return Batches(corpus, block_size=shape.block_size, batch_size=batch_size, seed=seed), shape
+    shape = GPTConfig(**SHAPE, vocab_size=corpus().vocab_size)
+    return Batches(corpus(), block_size=shape.block_size, batch_size=batch_size, seed=seed), shape
 
 
 def optimizer_of(

@@ -22,7 +22,7 @@ import prove_programs
 from mezzotint.parity.design import CURVE, DISTANCE, VALIDATION_LOSS, Arm, Experiment, Metric, Source
 from mezzotint.parity.result import Proof
 from mezzotint.parity.verdict import judge
-from proofs import as_record, carry_out, verdict_table
+from proof_records import as_record, carry_out, verdict_table
 
 LOSSES = (VALIDATION_LOSS, CURVE)
 # Against float64, float32 errs by 3e-7 in the gradient and 1e-7 in log-probabilities; the margins are a hundred times
