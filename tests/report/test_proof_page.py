@@ -283,6 +283,13 @@ def test_the_terminal_keeps_to_80_columns() -> None:
     assert "report  report.html" in text
 
 
+def test_notes_with_the_same_beginning_are_one_list() -> None:
+    proof = replace(proof_of(GOOD), notes=("bf16 is slow: one", "bf16 is slow: two", "alone: three"))
+    assert "bf16 is slow:\n  one\n  two\nalone: three\n" in printed(proof)
+    assert "\n- bf16 is slow:\n  - one\n  - two\n- alone: three\n" in markdown(proof)
+    assert "<p>bf16 is slow:</p>" in proof_page(proof)
+
+
 def test_markdown_is_a_table_and_inert() -> None:
     text = markdown(proof_of(GOOD, OPEN))
     assert text.startswith("### Against float32: bf16-mixed equivalent; bf16-mixed-1 undecided\n")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +13,7 @@ from mezzotint.report.proof_words import (
     STYLES,
     design_rows,
     further_reasons,
+    grouped,
     headline,
     main_costs,
     margin_words,
@@ -49,30 +51,38 @@ def print_proof(console: Console, proof: Proof, *, report_path: str | None = Non
         for reason in further_reasons(result):
             console.print(Text(f"  {reason}"))
     for result in proof.results:
-        if not result.metrics and not result.costs:
-            continue
-        console.print()
-        if len(proof.results) > 1:
-            console.print(Text(result.arm, style="bold"))
-        if result.metrics:
-            console.print(_metrics(proof, result))
-        if result.costs:
-            console.print()
-            console.print(_costs(proof, result))
-    if proof.notes:
-        console.print()
-    for line in proof.notes:
-        console.print(Text(line))
-    following = next_steps(proof)
-    if following:
-        console.print()
-        console.print(Text("what next", style="bold"))
-    for line in following:
-        console.print(Text(line))
+        _print_figures(console, proof, result)
+    _print_lines(console, grouped(proof.notes))
+    _print_lines(console, [("what next", next_steps(proof))])
     console.print()
     console.print(Text(f"design  {proof.experiment.digest}, {len(seeds_of(proof))} seeds, {proof.date}"))
     if report_path is not None:
         console.print(Text(f"report  {report_path}"), soft_wrap=True)
+
+
+def _print_figures(console: Console, proof: Proof, result: ArmResult) -> None:
+    if not result.metrics and not result.costs:
+        return
+    console.print()
+    if len(proof.results) > 1:
+        console.print(Text(result.arm, style="bold"))
+    if result.metrics:
+        console.print(_metrics(proof, result))
+    if result.costs:
+        console.print()
+        console.print(_costs(proof, result))
+
+
+def _print_lines(console: Console, groups: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Print lines under what they have in common, after an empty line."""
+    groups = [(head, members) for head, members in groups if members]
+    if groups:
+        console.print()
+    for head, members in groups:
+        if head:
+            console.print(Text(f"{head}:"))
+        for line in members:
+            console.print(Padding(Text(line), (0, 0, 0, 2 if head else 0), expand=False))
 
 
 def _metrics(proof: Proof, result: ArmResult) -> Table:
@@ -153,9 +163,12 @@ def markdown(proof: Proof) -> str:
     ]
     if rows:
         lines += ["", *_table(["", "cost", control, "treatment", "ratio"], rows)]
-    notes = [*proof.notes, *next_steps(proof)]
-    if notes:
-        lines += ["", *(f"- {_cell(note)}" for note in notes)]
+    groups = [*grouped(proof.notes), *(("", [line]) for line in next_steps(proof))]
+    if groups:
+        lines.append("")
+    for head, members in groups:
+        lines += [f"- {_cell(head)}:"] if head else []
+        lines += [f"{'  ' if head else ''}- {_cell(note)}" for note in members]
     details = [*design_rows(proof.experiment, proof.num_looks, len(seeds_of(proof))), *proof.machine.items()]
     lines += [
         "",

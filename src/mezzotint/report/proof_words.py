@@ -5,7 +5,8 @@ the figures do.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from mezzotint.parity.design import Experiment, Metric, Source
 from mezzotint.parity.result import ArmResult, Cost, Interval, MetricResult, Proof, Run, RunStatus, Verdict
@@ -279,6 +280,22 @@ def next_steps(proof: Proof) -> list[str]:
     if worse and proof.experiment.source is Source.SCRIPT:
         lines.append(f"{listed(worse)}: mezzotint audit --bisect names the modules that have to stay in float32")
     return lines
+
+
+def grouped(notes: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return notes by what they begin with up to a colon, where neighbours share it; others alone, with an empty head.
+
+    >>> grouped(["slow: a", "slow: b", "c: d"])
+    [('slow', ['a', 'b']), ('', ['c: d'])]
+    """
+    found: list[tuple[str, list[str]]] = []
+    for head, group in groupby(notes, key=lambda note: note.partition(": ")[0]):
+        members = list(group)
+        if len(members) > 1 and all(": " in note for note in members):
+            found.append((head, [note.partition(": ")[2] for note in members]))
+        else:
+            found += [("", [note]) for note in members]
+    return found
 
 
 def main_costs(result: ArmResult) -> list[Cost]:
