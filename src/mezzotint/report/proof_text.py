@@ -27,7 +27,6 @@ from mezzotint.report.proof_words import (
     spell_value,
 )
 
-_LONGEST_HEADING = 15
 _RICH = {"good": "green", "bad": "bold red", "unsure": "yellow"}
 _MARKS = {
     Verdict.IDENTICAL: "✅",
@@ -89,7 +88,7 @@ def _metrics(proof: Proof, result: ArmResult) -> Table:
     """Return the metrics in 80 columns; those in brackets decide nothing."""
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("")
-    for heading in (*_headings(proof, result), "difference", "[interval]", "margin"):
+    for heading in (*_headings(proof, result, 10), "differs", "[interval]", "margin"):
         table.add_column(Text(heading), header_style="bold", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for metric in result.metrics:
@@ -107,16 +106,16 @@ def _metrics(proof: Proof, result: ArmResult) -> Table:
     return table
 
 
-def _headings(proof: Proof, result: ArmResult) -> tuple[str, str]:
+def _headings(proof: Proof, result: ArmResult, longest: int) -> tuple[str, str]:
     """Return the arms' names, or what they are where the names leave no room for figures."""
     names = proof.experiment.control.name, result.arm
-    return names if max(map(len, names)) <= _LONGEST_HEADING else ("control", "treatment")
+    return names if max(map(len, names)) <= longest else ("control", "treatment")
 
 
 def _costs(proof: Proof, result: ArmResult) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    for heading in (*_headings(proof, result), "ratio"):
+    for heading in (*_headings(proof, result, 15), "ratio"):
         table.add_column(Text(heading), header_style="bold", justify="right", no_wrap=True)
     for cost in main_costs(result):
         table.add_row(

@@ -167,7 +167,7 @@ def spell_value(value: float) -> str:
     """Return a metric's value with the digits that a reader compares."""
     if not math.isfinite(value):
         return "-" if math.isnan(value) else str(value)
-    return f"{value:,.4f}" if 0.01 <= abs(value) < 1e5 else f"{value:.4g}"
+    return f"{value:,.4f}" if 0.01 <= abs(value) < 1e5 or not value else f"{value:.3g}"
 
 
 def spell_ratio(ratio: Interval) -> str:
