@@ -42,7 +42,7 @@ from mezzotint.report.proof_words import (
     spell_value,
 )
 
-_MAX_POINTS = 300  # of a loss curve
+_MAX_POINTS = 150  # of a loss curve
 _MAX_BINS = 60  # of a difference curve, whose points are means over steps so that a margin can be seen
 _MAX_OPEN_ROWS = 40  # of the per-seed table; a longer one is folded
 _FOREST_RANGE = 2.0  # margins to each side
