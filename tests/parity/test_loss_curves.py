@@ -46,6 +46,8 @@ def test_losses_that_were_rounded_are_noticed(name: str, dtype: type) -> None:
         assert spacing(value, fmt) == float(np.spacing(np.array(value, dtype)))
 
 
-@pytest.mark.parametrize("losses", [[], [1.0], [1.0, 0.5], [2.0] * 100, [1.0, math.nan, 0.5, 0.25]])
+@pytest.mark.parametrize(
+    "losses", [[], [1.0], [1.0, 0.5], [2.0] * 100, [1.0, math.nan, 0.5, 0.25], [1.0, 0.5, 0.25, math.inf]]
+)
 def test_too_few_losses_say_nothing_of_their_format(losses: list[float]) -> None:
     assert rounded_to(losses) is None

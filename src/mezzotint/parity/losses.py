@@ -50,15 +50,15 @@ def _tenth(losses: Sequence[float]) -> int:
 
 def rounded_to(losses: Sequence[float]) -> FloatFormat | None:
     """Return the 16-bit format that every loss is a number of, or None: the losses are finer, or too few to tell."""
-    values = np.asarray(losses, dtype=np.float64)
-    if not np.isfinite(values).all() or len(np.unique(values)) < FEWEST_VALUES:
-        return None
-    fractions = np.frexp(values)[0]
     for fmt in (BFLOAT16, FLOAT16):  # the coarser first
-        digits = fractions * 2.0**fmt.significant_bits
-        if (digits == np.rint(digits)).all():
-            return fmt
+        if _fits(losses[:FEWEST_VALUES], fmt) and _fits(losses, fmt):  # a few tell already that most are finer
+            return fmt if len(set(losses)) >= FEWEST_VALUES else None
     return None
+
+
+def _fits(losses: Sequence[float], fmt: FloatFormat) -> bool:
+    digits = np.frexp(np.asarray(losses, dtype=np.float64))[0] * 2.0**fmt.significant_bits
+    return bool((np.isfinite(digits) & (digits == np.rint(digits))).all())
 
 
 def spacing(value: float, fmt: FloatFormat) -> float:
