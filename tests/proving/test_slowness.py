@@ -8,6 +8,7 @@ from programs import script
 from proofs import prove
 
 from mezzotint.hardware.support import DeviceFacts, Support, format_support
+from mezzotint.parity.design import Arm
 from mezzotint.parity.result import ArmResult, Cost, Interval, Verdict
 from mezzotint.proving import slowness
 from mezzotint.proving.slowness import why_no_speedup, write_profile
@@ -59,6 +60,21 @@ def test_reasons(monkeypatch: pytest.MonkeyPatch, folder: ProofFolder) -> None:
         (said,) = notes(monkeypatch, folder, "A100", 0.95, **{**good, **change})
         assert said.startswith(f"bf16-mixed takes 0.95 of float32's time: {words}")
         assert notes(monkeypatch, folder, "A100", 0.5, **{**good, **change}) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("fp8-mixed", "float8_e4m3fn is absent on A100, so that rounding to it only adds time"),
+        ("nvfp4", "no training kernel multiplies nvfp4, so that rounding to it only adds time"),
+    ],
+)
+def test_products_that_only_round(monkeypatch: pytest.MonkeyPatch, folder: ProofFolder, policy: str, said: str) -> None:
+    monkeypatch.setattr(slowness, "probe", lambda _: CARDS["A100"])
+    arms = (folder.experiment.arms[1], Arm(name="x", policy=policy))
+    folder.experiment = folder.experiment.replace(arms=arms)
+    (note,) = why_no_speedup(folder, [result("x", 1.4)])
+    assert note == f"x takes 1.40 of bf16-mixed's time: {said}"
 
 
 def test_the_measured_step_of_a_script_is_kept(folder: ProofFolder) -> None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mezzotint.proving.store import ProofFolder
     from mezzotint.training.progress import TerminalReporter
 
+PARALLEL_INTERVAL_SECONDS = 30.0
+
 
 class ProofProgress:
     """Shows one experiment on a console: a live line on a terminal, a line now and then elsewhere."""
@@ -22,8 +24,9 @@ class ProofProgress:
         self._folder = folder
         self._losses: dict[str, float] = {}
         self._steps: dict[str, int] = {}
+        self._num_steps = 0
         self._reporter: TerminalReporter | None = None
-        self._began = self._seed_began = time.monotonic()
+        self._seed_began = self._told_at = time.monotonic()
         self._head = ""
 
     def __enter__(self) -> "ProofProgress":
@@ -55,7 +58,11 @@ class ProofProgress:
         """Show the newest losses."""
         self._losses[arm] = loss
         self._steps[arm] = step
-        if self._reporter is None or len(set(self._steps.values())) > 1:
+        self._num_steps += 1
+        if self._reporter is None:
+            self._tell_of_processes()
+            return
+        if len(set(self._steps.values())) > 1:
             return
         words = [f"{name} {value:.3f}" for name, value in self._losses.items()]
         total = self._folder.experiment.steps
@@ -66,14 +73,23 @@ class ProofProgress:
 
     def seed_ended(self, runs: "Sequence[Run]", results: "Sequence[ArmResult]") -> None:
         """Say how the seed's runs ended, and the verdicts so far."""
+        took = f" after {time.monotonic() - self._seed_began:.0f} s" if self._reporter is not None else ""
         self._end_line()
+        seeds = self._folder.experiment.all_seeds()
+        head = f"seed {seeds.index(runs[0].seed) + 1}/{len(seeds)}"
         losses = "  ".join(
             f"{run.arm} {run.values['final_loss']:.4f}" if "final_loss" in run.values else f"{run.arm} {run.status}"
             for run in runs
         )
-        self.note(f"{self._head} ended after {time.monotonic() - self._seed_began:.0f} s: {losses}")
+        self.note(f"{head} ended{took}: {losses}")
         for result in results:
             self.note(f"  so far {result.arm} is {result.verdict}{_figure(result)}")
+
+    def _tell_of_processes(self) -> None:
+        """Say now and then how far the seeds that run in parallel are, all together."""
+        if time.monotonic() - self._told_at > PARALLEL_INTERVAL_SECONDS:
+            self._told_at = time.monotonic()
+            self.note(f"{self._num_steps} steps so far")
 
     def note(self, text: str) -> None:
         """Show a sentence."""

@@ -43,7 +43,8 @@ def parse_arm(text: str) -> Arm:
     name, equals, rest = text.partition("=")
     name = name.strip()
     if not equals:
-        parse_policy(name)
+        if name != "auto":
+            parse_policy(name)
         return Arm(name=name, policy=name)
     policy: list[str] = []
     settings: list[str] = []

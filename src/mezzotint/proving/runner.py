@@ -120,12 +120,15 @@ def _train_in_processes(folder: ProofFolder, watcher: Watcher) -> None:
     """Train missing seeds in workers until none is missing; those beyond the seed that decides are ended."""
     experiment = folder.experiment
     jobs, threads = int(folder.circumstances["jobs"]), int(folder.circumstances["threads_per_job"])
-    seeds = experiment.all_seeds()
+    watcher.note(f"{jobs} seeds at a time, {threads} thread{'s' if threads > 1 else ''} each")
     failure: TrainingError | None = None
     with Workers(folder, jobs, threads, watcher.stepped) as workers:
         while True:
             runs, missing = _so_far(folder)
             if not missing:
+                for seed in workers.seeds:  # a worker whose runs are there, but which has not ended yet
+                    if (ended := folder.read_seed(seed)) is not None:
+                        watcher.seed_ended(ended, ())
                 return
             if failure is None:
                 workers.fill([seed for seed in missing if seed not in workers.seeds])
@@ -140,7 +143,6 @@ def _train_in_processes(folder: ProofFolder, watcher: Watcher) -> None:
             if ended is None:
                 raise ProofError(f"seed {seed} left no runs in {folder.path}; go on with --resume")
             runs, _ = _so_far(folder)
-            watcher.seed_begins(seed, seeds.index(seed) + 1, len(seeds))
             watcher.seed_ended(ended, judge(experiment, runs) if len(runs) > len(experiment.arms) else ())
 
 

@@ -32,6 +32,7 @@ from mezzotint.proving.own_state import seed_everything
 from mezzotint.proving.runner import circumstances
 from mezzotint.proving.seed import is_out_of_memory
 from mezzotint.proving.store import ProofFolder
+from mezzotint.proving.targets import decided
 from mezzotint.proving.weights import weights_digest
 from mezzotint.training.config import typed_value
 from mezzotint.training.metrics import MetricsWriter
@@ -167,7 +168,7 @@ class prove:  # noqa: N801  used as a verb: with mz.prove(...)
         self._experiment = Experiment(
             source=Source.CODE,
             target=Path(sys.argv[0]).name or "python",
-            arms=tuple(parse_arm(arm) if isinstance(arm, str) else arm for arm in arms),
+            arms=tuple(decided(parse_arm(arm) if isinstance(arm, str) else arm) for arm in arms),
             seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
             steps=None,
             metrics=choose_metrics(Source.CODE, wanted, margin),

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mezzotint.errors import FormatError
 from mezzotint.hardware.measure import measure_matmul
 from mezzotint.hardware.probe import probe
 from mezzotint.hardware.support import DeviceFacts, Support, format_support
@@ -38,9 +39,13 @@ def why_no_speedup(folder: ProofFolder, results: Sequence[ArmResult]) -> Iterato
     for arm, result in zip(experiment.treatments, results, strict=True):
         policy = parse_policy(arm.policy)
         ratio = next((cost.ratio.mean for cost in result.costs if cost.name == "step_time"), 0.0)
-        if ratio <= SLOW_ABOVE or policy.compute == control.compute or result.verdict is Verdict.INVALID:
+        has_other_products = policy.products is not None and policy.products != control.products
+        is_lower = policy.compute != control.compute or has_other_products
+        if ratio <= SLOW_ABOVE or not is_lower or result.verdict is Verdict.INVALID:
             continue
-        words = [*_of_format(facts, policy.compute)]
+        words = [*_of_format(facts, policy.compute)] if policy.compute != control.compute else []
+        if policy.products is not None and has_other_products:
+            words += _of_products(facts, policy.products.inputs)
         profile = _profile(folder, arm)
         if profile is not None:
             words += _of_step(profile, facts)
@@ -73,6 +78,18 @@ def _of_format(facts: DeviceFacts, name: str) -> Iterator[str]:
     timings = measure_matmul("cpu", (name,))
     if timings.ratios(name):
         yield f"a product in {name} takes {spell_ratios(timings.ratios(name))} on {facts.name}"
+
+
+def _of_products(facts: DeviceFacts, name: str) -> Iterator[str]:
+    """Say whether products whose inputs are rounded to a format are multiplied in it."""
+    try:
+        support = format_support(facts, name)
+        if support.support is Support.NATIVE:
+            return
+        why = f"{name} is {support.support} on {facts.name}"
+    except FormatError:
+        why = f"no training kernel multiplies {name}"
+    yield f"{why}, so that rounding to it only adds time"
 
 
 def _of_step(profile: StepProfile, facts: DeviceFacts) -> Iterator[str]:

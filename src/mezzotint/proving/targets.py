@@ -40,7 +40,7 @@ def experiment_for(
     if path.suffix == ".py":
         raise ProofError(f"{path} is a script; name the function in it that makes a run: {path}:make_run")
     source = Source.SCRIPT if is_script(target) else Source.RECIPE
-    chosen = tuple(_decided(parse_arm(text)) for text in arms or DEFAULT_ARMS)
+    chosen = tuple(decided(parse_arm(text)) for text in arms or DEFAULT_ARMS)
     recipe = ""
     if source is Source.RECIPE:
         config = with_settings(_recipe(target), settings)
@@ -78,7 +78,7 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path} is not a UTF-8 text file; pass a TOML recipe") from None
 
 
-def _decided(arm: Arm) -> Arm:
+def decided(arm: Arm) -> Arm:
     """Return an arm with the policy that "auto" means here, so that a resume need not measure it again."""
     if arm.policy != "auto":
         return arm

@@ -40,7 +40,10 @@ class Reporter(Protocol):
 
 
 class TerminalReporter:
-    """Writes to a console: a live line on a terminal, at most one line per five seconds elsewhere."""
+    """Writes to a console: a live line on a terminal, at most one line per five seconds elsewhere.
+
+    `num_updates` is 0 where nobody knows it.
+    """
 
     def __init__(self, console: Console, num_updates: int) -> None:
         self._console = console
@@ -50,12 +53,12 @@ class TerminalReporter:
         self._task = TaskID(0)
         if console.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.completed:>5.0f}/{task.total:.0f}"),
+                TextColumn("{task.completed:>5.0f}/{task.total:.0f}" if num_updates else "{task.completed:>5.0f}"),
                 BarColumn(bar_width=None),
                 TextColumn("{task.description}", style="none"),
                 console=console,
             )
-            self._task = self._progress.add_task("starting", total=num_updates)
+            self._task = self._progress.add_task("starting", total=num_updates or None)
 
     def __enter__(self) -> "TerminalReporter":
         if self._progress is not None:
@@ -80,7 +83,7 @@ class TerminalReporter:
         now = time.monotonic()
         if update == self._num_updates or now - self._last_plain >= PLAIN_INTERVAL_SECONDS:
             self._last_plain = now
-            self.note(f"{update}/{self._num_updates}  {text}")
+            self.note(f"{update}/{self._num_updates}  {text}" if self._num_updates else f"{update}  {text}")
 
     def note(self, text: str) -> None:
         """Show a sentence."""
