@@ -1,4 +1,4 @@
-# make demo   train a language model in float32 and in mixed precision, side by side
+# make demo   train a language model in float32 and in mixed precision, in pairs, and give a verdict
 # make test   the whole test suite
 # make check  style, types, import floors
 PYTHON ?= python3

@@ -24,8 +24,7 @@ def demo() -> RunConfig:
     return RunConfig(
         recipe="demo",
         model=GPTConfig(num_layers=4, num_heads=4, dim=256, ffn_dim=640, block_size=256),
-        optimizer=OptimizerConfig(learning_rate=2e-3),
-        schedule=ScheduleConfig(warmup_steps=10),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
         train=TrainConfig(steps=60, batch_size=8, evaluate_every=30, evaluate_batches=8, save_every=30),
     )
 
