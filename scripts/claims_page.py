@@ -80,6 +80,7 @@ def _bench() -> dict[str, Any]:
                 "machine": machine,
                 "bfloat16": ratios("bfloat16"),
                 "step": demo["step_time"],
+                "step_avx2": step_avx2,
                 "model": "a 3M-parameter model",
             },
             source,

@@ -23,12 +23,12 @@ import prove_page
 import rules_page
 from rich.console import Console
 
-from mezzotint.cli.demo import CAVEAT, comparison
 from mezzotint.formats.catalog import BLOCK_FORMATS, FORMATS
 from mezzotint.formats.rounding import default_overflow
 from mezzotint.kernels.tensors import dtype_of
+from mezzotint.parity.result import Proof
 from mezzotint.policy.presets import PRESET_NOTES
-from mezzotint.training.pair import Arm
+from mezzotint.report.proof_text import print_proof
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -38,15 +38,12 @@ RECORD = ROOT / "benchmarks" / "records" / "demo.json"
 
 def demo_block() -> str:
     """Return the demo's output as it was recorded."""
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    proof = Proof.from_json(json.loads(RECORD.read_text(encoding="utf-8")))
     out = StringIO()
-    console = Console(file=out, width=90, highlight=False)
-    console.print(comparison([Arm.from_json(arm) for arm in record["arms"]]))
-    console.print()
-    console.print(CAVEAT)
+    print_proof(Console(file=out, width=90, highlight=False), proof, report_path="runs/demo/report.html")
     lines = [f"    {line}".rstrip() for line in out.getvalue().splitlines()]
-    machine = record["machine"]
-    facts = f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {record['date']}"
+    machine = proof.machine
+    facts = f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, {proof.date}"
     return "\n".join([*lines, "", f"({facts}; `benchmarks/records/demo.json`)"])
 
 
@@ -134,6 +131,8 @@ def filled(text: str) -> str:
         "plan": plan_example.block,
         "plan world": plan_example.world_block,
         "error rates": prove_page.error_rates,
+        "findings": prove_page.findings,
+        "sacrifices": prove_page.sacrifices,
     }
     for mark, make in blocks.items():
         if f"<!-- {mark} -->" not in text:
