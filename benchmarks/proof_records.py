@@ -49,8 +49,8 @@ def verdict_table(proof: Proof) -> str:
         cells = [_cell(found[one.name]) if one.name in found else "" for one in metrics]
         rows.append([result.arm, f"**{result.verdict}**", *cells])
         of_metrics = {one.reason for one in result.metrics}
-        others += [f"- {result.arm}: {reason}" for reason in result.reasons if reason not in of_metrics]
-    return markdown_table(header, rows) + "".join(f"\n{line}" for line in others) + "\n"
+        others += [f"- {reason}" for reason in result.reasons if reason not in of_metrics]
+    return markdown_table(header, rows) + "".join(f"\n{line}" for line in dict.fromkeys(others)) + "\n" * bool(others)
 
 
 def _cell(metric: MetricResult) -> str:

@@ -3,7 +3,7 @@
     mezzotint prove benchmarks/prove_programs.py:small_gradients --arm float32 --arm fp16-mixed --steps 200
     mezzotint prove benchmarks/prove_programs.py:planted --arm float32 --arm off=float32,plant=rotary-bf16 --steps 200
 
-Both train a language model of 0.12M parameters on bytes of Python's standard library, 512 tokens a step, with AdamW and
+Both train a language model of 0.11M parameters on bytes of Python's standard library, 512 tokens a step, with AdamW and
 a cosine schedule. What is wrong with a run, if anything, is planted here and nowhere in the product.
 """
 

@@ -11,6 +11,7 @@ Plants were made and margins chosen with seeds above 100; the designs were fixed
 """
 
 import argparse
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,12 @@ from mezzotint.parity.design import CURVE, DISTANCE, VALIDATION_LOSS, Arm, Exper
 from mezzotint.parity.result import Proof
 from mezzotint.parity.verdict import judge
 from proof_records import as_record, carry_out, verdict_table
+
+WORDS = """\
+Each arm is float32 with one thing wrong, bf16-mixed, bf16-master and lost-masters apart, which are those policies. A
+verdict by losses says whether training came out as well; one by the probes says whether the arithmetic is that of
+float32, which bf16-mixed is not and does not claim to be.
+"""
 
 LOSSES = (VALIDATION_LOSS, CURVE)
 # Against float64, float32 errs by 3e-7 in the gradient and 1e-7 in log-probabilities; the margins are a hundred times
@@ -92,6 +99,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder of the runs; the same one goes on where it was stopped")
     args = parser.parse_args()
     work = args.work or Path(tempfile.mkdtemp(prefix="prove-sacrifices-"))
+    record = args.record and args.record.resolve()
+    work = work.resolve()
+    os.chdir(Path(__file__).resolve().parent)  # the designs name their program from here
     torch.set_num_threads(1)
     facts = harness.machine()
     proofs = {
@@ -101,6 +111,7 @@ def main() -> None:
     planted, apart = proofs["sacrifices"], proofs["other_seeds"]
     looks = f"{apart.num_looks} look{'s' * (apart.num_looks != 1)} from 6 pairs on"
     tables = {
+        "What is compared": WORDS,
         "By losses alone, five seeds, margin 0.5%": verdict_table(by_losses(planted)),
         "By losses, distance (1%) and probes against float64, the same runs": verdict_table(planted),
         "A control that does not train": verdict_table(proofs["idle_control"]),
@@ -108,10 +119,10 @@ def main() -> None:
     }
     for title, table in tables.items():
         print(f"\n{title}\n\n{table}")
-    if args.record:
+    if record:
         results = {"by_losses": by_losses(planted).to_json()["results"]}
         results |= {name: as_record(proof) for name, proof in proofs.items()}
-        print(harness.write_record(args.record, "prove_sacrifices", tables, results, facts))
+        print(harness.write_record(record, "prove_sacrifices", tables, results, facts))
 
 
 if __name__ == "__main__":
