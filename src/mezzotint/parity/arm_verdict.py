@@ -137,7 +137,7 @@ def _not_learned(experiment: Experiment, controls: Sequence[Run]) -> str:
         return ""
     return (
         f"nothing was tested: the loss of {experiment.control.name} did not fall by {experiment.min_learning:.0%} in "
-        f"{len(idle)} of {len(shares)} runs (by {max(idle):.2g} of its start at best); train for more steps"
+        f"{len(idle)} of {len(shares)} runs (by {max(idle):.1%} at best); train for more steps"
     )
 
 
@@ -152,8 +152,8 @@ def _learned_less(experiment: Experiment, arm: Arm, pairs: Sequence[Pair]) -> st
     if experiment.min_learning <= 0 or len(idle) <= SHARE_OF_SEEDS * len(pairs):
         return ""
     return (
-        f"{arm.name} did not learn in {len(idle)} of {len(pairs)} runs: its loss fell by {max(idle):.2g} of its start "
-        f"at best, where that of {experiment.control.name} fell by {min(control for control, _ in learned):.2g} or more"
+        f"{arm.name} did not learn in {len(idle)} of {len(pairs)} runs: its loss fell by {max(idle):.1%} at best, "
+        f"where that of {experiment.control.name} fell by {min(control for control, _ in learned):.0%} or more"
     )
 
 
