@@ -55,7 +55,9 @@ def test_json(tmp_path: Path, policy: str) -> None:
 
 def test_float32_against_itself_is_identical(tmp_path: Path) -> None:
     """Turns in one process do not leak into each other: two equal arms have equal losses, dropout included."""
-    result = demo(tmp_path, "--policy", "float32", "--set", "model.dropout=0.2", "--set", "optimizer.learning_rate=0.02")
+    result = demo(
+        tmp_path, "--policy", "float32", "--set", "model.dropout=0.2", "--set", "optimizer.learning_rate=0.02"
+    )
     assert result.exit_code == 0, result.output
     assert "identical" in result.stdout
     for words in ("step time", "peak memory", "state per parameter", "report"):
