@@ -6,10 +6,8 @@ assumed, and counted by the line that asked: each is also a synchronisation on a
 
 import operator
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
