@@ -134,6 +134,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, help="keep what programs did here, and plan what is here again")
     folder = parser.parse_args().runs
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     known: dict[object, dict[str, object]] = {}
     results, left = [], 0
     with ROWS.open(encoding="utf-8") as file:
