@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import LEARNER, script
+from proving_programs import LEARNER, script
 
 from mezzotint.errors import PolicyError, ProofError, TrainingError
 from mezzotint.parity.result import RunStatus, Verdict

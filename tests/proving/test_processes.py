@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from programs import LEARNER, script
+from proving_programs import LEARNER, script
 from proofs import Quiet, prove, resume, substance
 
 from mezzotint.errors import ProofError

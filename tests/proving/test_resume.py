@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from programs import LEARNER, script
+from proving_programs import LEARNER, script
 
 from mezzotint.errors import ProofError
 from mezzotint.parity.result import Proof

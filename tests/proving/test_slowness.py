@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import script
+from proving_programs import script
 from proofs import prove
 
 from mezzotint.hardware.support import DeviceFacts, Support, format_support

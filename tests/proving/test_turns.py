@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import LEARNER, script
+from proving_programs import LEARNER, script
 
 from mezzotint.errors import ProofError
 from mezzotint.parity.result import RunStatus
