@@ -1,12 +1,12 @@
 """Designs survive the way through TOML; arms and metrics are read as they are spelled."""
 
 import pytest
+from proofs import small_recipe
 
 from mezzotint.errors import ProofError
 from mezzotint.parity.design import Arm, Better, Experiment, Metric, Source
 from mezzotint.proving.design_file import design_from_toml, design_to_toml
 from mezzotint.proving.design_text import parse_arm, parse_metric
-from proofs import small_recipe
 
 
 def test_a_design_is_the_same_after_toml() -> None:

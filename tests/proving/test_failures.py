@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from proofs import Quiet, prove, resume, small_recipe, substance
 from proving_programs import LEARNER, script
 
 from mezzotint.errors import PolicyError, ProofError, TrainingError
 from mezzotint.parity.result import RunStatus, Verdict
 from mezzotint.proving import store
 from mezzotint.proving.targets import experiment_for
-from proofs import Quiet, prove, resume, small_recipe, substance
 
 FAULTS = {
     "loss = loss * float('nan')": (RunStatus.DIVERGED, "the loss was nan at step 6"),

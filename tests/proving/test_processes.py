@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from proving_programs import LEARNER, script
 from proofs import Quiet, prove, resume, substance
+from proving_programs import LEARNER, script
 
 from mezzotint.errors import ProofError
 from mezzotint.proving import processes

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from proofs import Quiet, prove, resume, small_recipe, substance
 from proving_programs import LEARNER, script
 
 from mezzotint.errors import ProofError
@@ -19,7 +20,6 @@ from mezzotint.proving.conclusion import write_proof
 from mezzotint.proving.design_file import design_from_toml
 from mezzotint.proving.store import ProofFolder
 from mezzotint.proving.targets import experiment_for
-from proofs import Quiet, prove, resume, small_recipe, substance
 
 
 class _Killed(BaseException):

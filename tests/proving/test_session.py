@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from proofs import substance
 
 import mezzotint as mz
 from mezzotint.errors import ProofError
 from mezzotint.parity.result import RunStatus, Verdict
-from proofs import substance
 
 
 def train(run, factor: float = 1.0) -> None:

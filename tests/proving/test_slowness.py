@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from proving_programs import script
 from proofs import prove
+from proving_programs import script
 
 from mezzotint.hardware.support import DeviceFacts, Support, format_support
 from mezzotint.parity.design import Arm

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from proofs import Quiet, prove, small_recipe
 from proving_programs import LEARNER, script
 
 from mezzotint.errors import ProofError
 from mezzotint.parity.result import RunStatus
 from mezzotint.proving.targets import experiment_for
 from mezzotint.training.config import with_settings
-from proofs import Quiet, prove, small_recipe
 
 
 def test_an_interleaved_run_has_the_losses_of_a_run_alone(tmp_path: Path) -> None:
