@@ -39,7 +39,7 @@ GROUPS = {"no": 0, "every block": 1, "every 4 blocks": 4}
 STYLES = {"GAOYUEtianc": "onehot", "A2-P submission 16": "phase"}
 FAMILIES = {
     "llama": "Llama", "qwen3": "Qwen3", "gpt2": "GPT-2", "gpt2-by-hand": "GPT-2", "bert-mlm": "BERT",
-    "bert-squad": "BERT", "resnet": "ResNet",
+    "bert-squad": "BERT", "resnet": "ResNet", "torchtitan-llama": "Llama", "torchtitan-qwen3": "Qwen3",
 }  # fmt: skip
 SHAPE = re.compile(r"L(\d+) d(\d+) h(\d+) ffn(\d+) .*vocab(\d+) seq(\d+)")
 

@@ -1,7 +1,9 @@
 """Programs behind published rows of other models: Hugging Face's, of the shapes that a row states.
 
-The published programs are others' (litgpt, torchtitan, NVIDIA's examples, pytorch/examples), so differences between the
-programs count as errors too; a book's GPT-2 is written as it is there. Attention is unfused where theirs was.
+The published programs are others' (litgpt, NVIDIA's examples, pytorch/examples), so differences between the programs
+count as errors too; a book's GPT-2 and torchtitan's models are written as they are there. Attention is unfused where
+theirs was. A forward pass alone is run as its one source did (stas00/ml-engineering, torch-compile-bench.py): without
+gradients, labels and checkpoints, with the cache of keys and values.
 """
 
 import re
@@ -12,11 +14,11 @@ import torch
 import transformers as hf
 import transformers.masking_utils
 
-from plan_programs import gpt2_by_hand
+from plan_programs import gpt2_by_hand, torchtitan_graph
 
 LLAMA = re.compile(r"L(\d+) d(\d+) h(\d+) kv(\d+) ffn(\d+) vocab(\d+) seq(\d+)")
 CARDS = {
-    "A100": "A100-SXM-40GB", "H100-96GB(95 GB stated)": "H100", "RTX3090Ti": "RTX3090Ti", "V100": "V100-SXM2-16GB",
+    "A100": "A100-SXM-40GB", "H100-96GB(95 GB stated)": "H100-SXM-96GB", "RTX3090Ti": "RTX3090Ti", "V100": "V100-SXM2-16GB",
 }  # fmt: skip
 MODES = {"fp32", "tf32", "pure-bf16", "amp-bf16", "amp-fp16"}
 SCOPES = {"fwd", "fwd_bwd", "train_step"}
@@ -63,6 +65,8 @@ def program_of(row: dict[str, str], scope: str) -> Program | None:
     if shape is not None:
         layers, d, heads, kv, ffn, vocab, length = (int(one) for one in shape.groups())
         kind = "qwen3" if model.startswith("Qwen3") else "llama"
+        if row["source"].startswith("pytorch/torchtitan"):
+            kind = f"torchtitan-{kind}"
         config = {
             "num_hidden_layers": layers, "hidden_size": d, "num_attention_heads": heads, "num_key_value_heads": kv,
             "intermediate_size": ffn, "vocab_size": vocab, "max_position_embeddings": length,
@@ -96,9 +100,12 @@ def program_of(row: dict[str, str], scope: str) -> Program | None:
 def make_step(program: Program) -> Callable[[], None]:
     """Return a function that makes one step on `cuda`."""
     config = dict(program.config)
+    if program.kind.startswith("torchtitan"):
+        return torchtitan_graph.make_step(program.kind, config, program.batch, program.scope)
+    is_forward = program.scope == "fwd"
     make = {
-        "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**config, use_cache=False)),
-        "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**config, head_dim=128, use_cache=False)),
+        "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**config, use_cache=is_forward)),
+        "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**config, head_dim=128, use_cache=is_forward)),
         "gpt2-by-hand": gpt2_by_hand.GPT,
         "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**config, use_cache=False)),
         "bert-mlm": lambda: hf.BertForMaskedLM(hf.BertConfig(**config)),
@@ -112,8 +119,8 @@ def make_step(program: Program) -> Callable[[], None]:
         model.to(torch.bfloat16)
     if is_last_axis:
         model.to(memory_format=torch.channels_last)
-    model.train()
-    if program.is_checkpointed:
+    model.train(not is_forward)
+    if program.is_checkpointed and not is_forward:
         model.activation_checkpointing_enable()
     called = torch.compile(model) if program.is_compiled else model
     if program.kind == "resnet":
@@ -123,20 +130,22 @@ def make_step(program: Program) -> Callable[[], None]:
     low = {"amp-bf16": torch.bfloat16, "amp-fp16": torch.float16}.get(program.mode)
     scaler = torch.amp.GradScaler("cuda", enabled=low is torch.float16)
 
+    def forward() -> None:
+        with torch.no_grad():
+            called(input_ids=_inputs(program, config, is_last_axis)["input_ids"])
+
     def step() -> None:
         for _ in range(program.accumulation):
             with torch.autocast("cuda", dtype=low or torch.bfloat16, enabled=low is not None):
                 found = called(**_inputs(program, config, is_last_axis))
             loss = found if isinstance(found, torch.Tensor) else found.loss
-            if program.scope != "fwd":
-                scaler.scale(loss / program.accumulation if program.accumulation > 1 else loss).backward()
+            scaler.scale(loss / program.accumulation if program.accumulation > 1 else loss).backward()
         if program.scope == "train_step":
             scaler.step(optimizer)
             scaler.update()
-        if program.scope != "fwd":
-            optimizer.zero_grad()
+        optimizer.zero_grad()
 
-    return step
+    return forward if is_forward else step
 
 
 def _inputs(program: Program, config: dict[str, object], is_last_axis: bool) -> dict[str, torch.Tensor]:

@@ -15,8 +15,9 @@ class CompiledRegions:
     def __init__(self) -> None:
         self.names: list[str] = []
         self._depth = 0
-        self._num_inside = 0
-        self._num_forward = 0
+        # operations that ran without gradients and with them, and those of them inside
+        self._num_seen = [0, 0]
+        self._num_inside = [0, 0]
         self._removers: list[Callable[[], None]] = []
         self._modules: dict[int, nn.Module] = {}
 
@@ -27,14 +28,16 @@ class CompiledRegions:
 
     @property
     def share(self) -> float:
-        """The share of the forward pass' operations that ran inside."""
-        return self._num_inside / self._num_forward if self._num_forward else 0.0
+        """The share of the forward pass' operations that ran inside, of those with gradients if any such did."""
+        has_gradients = self._num_inside[True] > 0
+        return self._num_inside[has_gradients] / max(1, self._num_seen[has_gradients])
 
     def see(self, *, is_view: bool) -> None:
-        """Count an operation of the forward pass."""
-        if not is_view and torch.is_grad_enabled():
-            self._num_forward += 1
-            self._num_inside += self._depth > 0
+        """Count an operation."""
+        if not is_view:
+            has_gradients = torch.is_grad_enabled()
+            self._num_seen[has_gradients] += 1
+            self._num_inside[has_gradients] += self._depth > 0
 
     def compile(self, made: Any = None, *_args: Any, **kwargs: Any) -> Any:
         """Do as `torch.compile`: return the same module, or a function that does the same."""

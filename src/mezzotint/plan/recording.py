@@ -1,13 +1,15 @@
 """A few steps of a program on the ghost GPU, recorded: operations, memory, and what had to be assumed."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from mezzotint.ghost.access import Access
+from mezzotint.ghost.compiled import CompiledRegions
 from mezzotint.ghost.owners import GRADIENTS, WEIGHTS
 from mezzotint.ghost.session import ghost_gpu
 from mezzotint.ghost.storages import MemoryEvent
@@ -73,8 +75,9 @@ class Recording:
             patches = Patches()
             patches.replace(torch.cuda, "synchronize", lambda *_: self._syncs.add(recorder.num_operations))
             masks = sys.modules.get("transformers.masking_utils")
-            if masks is not None:  # it looks for packed sequences in numbers that ghosts have not, and would then mask
-                patches.replace(masks, "find_packed_sequence_indices", lambda _positions: None)
+            if masks is not None:
+                find = partial(_packed, masks.find_packed_sequence_indices, gpu.regions)
+                patches.replace(masks, "find_packed_sequence_indices", find)
             try:
                 yield
             finally:
@@ -110,6 +113,16 @@ class Recording:
             assumed=self.gpu.assumed,
             notes=(*notes, *self.gpu.notes),
         )
+
+
+def _packed(
+    find: Callable[[torch.Tensor], torch.Tensor | None], regions: CompiledRegions, positions: torch.Tensor
+) -> torch.Tensor | None:
+    """Look for packed sequences as transformers does, in numbers that ghosts have not: there are none.
+
+    Where it is compiled it cannot look either, and masks attention as if there were (masking_utils.py says so).
+    """
+    return find(positions) if regions.is_inside else None
 
 
 def _without_notes(trace: Trace, notes: list[str]) -> Trace:
