@@ -18,7 +18,7 @@ from plan_programs import gpt2_by_hand, torchtitan_graph
 
 LLAMA = re.compile(r"L(\d+) d(\d+) h(\d+) kv(\d+) ffn(\d+) vocab(\d+) seq(\d+)")
 CARDS = {
-    "A100": "A100-SXM-40GB", "H100-96GB(95 GB stated)": "H100-SXM-96GB", "RTX3090Ti": "RTX3090Ti", "V100": "V100-SXM2-16GB",
+    "A100": "A100-SXM-40GB", "H100-96GB(95 GB stated)": "H100", "RTX3090Ti": "RTX3090Ti", "V100": "V100-SXM2-16GB",
 }  # fmt: skip
 MODES = {"fp32", "tf32", "pure-bf16", "amp-bf16", "amp-fp16"}
 SCOPES = {"fwd", "fwd_bwd", "train_step"}
@@ -83,7 +83,7 @@ def program_of(row: dict[str, str], scope: str) -> Program | None:
         kind, length, config = "gpt2-by-hand", 1024, {"vocab_size": 50257}
     elif model.startswith("GPT-2 124M"):
         kind, length = "gpt2", 1024
-        config = GPT2 | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        config = GPT2 | {"attn_implementation": "eager"}
     elif model == "HF GPT2-medium":
         kind, length = "gpt2", 512
         config = GPT2 | {"n_layer": 24, "n_embd": 1024, "n_head": 16, "attn_implementation": "eager"}

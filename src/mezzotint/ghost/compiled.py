@@ -15,7 +15,7 @@ class CompiledRegions:
     def __init__(self) -> None:
         self.names: list[str] = []
         self._depth = 0
-        # operations that ran without gradients and with them, and those of them inside
+        # operations outside of backward, without gradients and with them, and those of them inside
         self._num_seen = [0, 0]
         self._num_inside = [0, 0]
         self._removers: list[Callable[[], None]] = []
@@ -33,8 +33,8 @@ class CompiledRegions:
         return self._num_inside[has_gradients] / max(1, self._num_seen[has_gradients])
 
     def see(self, *, is_view: bool) -> None:
-        """Count an operation."""
-        if not is_view:
+        """Count an operation, outside of backward."""
+        if not is_view and torch._C._current_graph_task_id() == -1:  # backward computes checkpoints again
             has_gradients = torch.is_grad_enabled()
             self._num_seen[has_gradients] += 1
             self._num_inside[has_gradients] += self._depth > 0

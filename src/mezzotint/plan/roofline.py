@@ -331,7 +331,11 @@ def _speed_format(run: GhostRun, cost: Cost) -> str:
 def _fused(
     card: DeviceSpec, kernels: Sequence[tuple[Operation, Cost, Estimate]]
 ) -> list[tuple[Operation, Cost, Estimate]]:
-    """Make each run of operations that only move bytes one kernel, which moves what enters and leaves the run."""
+    """Make each run of operations that only move bytes one kernel, which moves what enters and leaves the run.
+
+    That is the least a compiler can leave. How much of it is reached is not known, so intervals end at kernels of their
+    own, as without a compiler.
+    """
     found: list[tuple[Operation, Cost, Estimate]] = []
     group: list[tuple[Operation, Cost, Estimate]] = []
     last_use: dict[int, int] = {}
@@ -378,7 +382,8 @@ def _as_one(
     out: list[tuple[Operation, Cost, Estimate]] = []
     for index, (operation, cost, own) in enumerate(work):
         share = own.seconds / total
-        part = Estimate(estimate.seconds * share, estimate.low * share, estimate.high * share, estimate.wall)
+        high = max(estimate.high * share, own.high)
+        part = Estimate(estimate.seconds * share, estimate.low * share, high, estimate.wall)
         kernels = 1 if index == 0 else 0
         out.append((operation, replace(cost, kernels=kernels), part))
     return out
