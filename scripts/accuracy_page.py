@@ -33,8 +33,8 @@ def page() -> str:
         f"Made from `{path.relative_to(ROOT)}` by `python scripts/generate_docs.py` (torch {record['torch']}, "
         f"`{record['command']}`).",
         "Every row is a measurement that somebody published; nothing was fitted on any of them. The programs of CS336 are",
-        "the course's own code, and another solution's where that was measured; the rest are Hugging Face's models of the",
-        "same shapes, so differences between programs count as errors too. "
+        "the course's own code, and another solution's where that was measured, those of torchtitan are written after its",
+        "code; the rest are Hugging Face's models of the same shapes, so differences between programs count as errors too. "
         f"{record['rows_without_a_program']} other rows of one GPU have no program here.",
         "",
         "Eager programs:",
@@ -55,7 +55,9 @@ def page() -> str:
         "Hosts are three times apart, so only the interval counts where the host is the limit. Memory is good to use where",
         "the program is the one that was measured; a trainer and another library's Llama took 15 to 48 % more than the model",
         "itself. Time of eager programs is good to use where the GPU is the limit, less so for BERT and ResNet. Compiled",
-        "programs are planned too fast: what is fused is guessed. Not told in full are lengths that vary within a batch",
+        "programs are planned as if all was fused that can be, so the interval counts: it ends where nothing is. torchtitan's",
+        "graph trainer compiles FlexAttention alone; the kind of its H100, with 95 GiB, is not told, and the usual one is",
+        "taken (its makers' cards of 2024 had 2.4 TB/s and 500 W). Not told in full are lengths that vary within a batch",
         "(BERT's pretraining), batches that were a script's default, and the implementation of attention; the collector of",
         "the rows marked them so.",
         *_impossible(time),

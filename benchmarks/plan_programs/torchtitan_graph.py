@@ -1,4 +1,4 @@
-"""torchtitan's Llama 3 and Qwen 3 as its graph trainer runs them: FlexAttention is compiled, the rest are aten's kernels.
+"""torchtitan's Llama 3 and Qwen 3 as its graph trainer runs them: FlexAttention is compiled, the rest is as in eager.
 
 Written after torchtitan of June and July 2026 (commits d1f650285 and 28ed62e43, whose messages state the measurements):
 `inductor_compilation` is "regional", weights are float32 and cast to bfloat16 where they are used, also on one card,

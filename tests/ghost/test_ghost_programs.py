@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from mezzotint.errors import GhostError
 from mezzotint.ghost.session import ghost_gpu
@@ -144,6 +145,26 @@ def test_what_is_compiled_is_told_from_what_is_not() -> None:
             step(torch.randn(2, 4, device="cuda"))
         assert gpu.regions.share > 0.5
     assert "_orig_mod" not in vars(small)
+
+
+def test_what_is_compiled_is_told_without_gradients_and_beside_checkpoints() -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*[nn.Linear(4, 4) for _ in range(9)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return checkpoint(self.layers, x, use_reentrant=False)
+
+    with ghost_gpu("H100") as gpu:
+        model = torch.compile(Checkpointed().cuda())
+        model(torch.randn(2, 4, device="cuda")).sum().backward()
+        assert gpu.regions.share > 0.6  # what backward computes again is no forward pass
+    with ghost_gpu("H100") as gpu, torch.no_grad():
+        model = torch.compile(nn.Sequential(*[nn.Linear(4, 4) for _ in range(9)]).cuda())
+        for _ in range(9):
+            model(torch.randn(2, 4, device="cuda"))
+        assert gpu.regions.share > 0.5
 
 
 @pytest.mark.parametrize("is_compiled", [True, False])

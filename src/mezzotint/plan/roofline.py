@@ -3,7 +3,7 @@
 Each operation is priced by `efficiency.py`; views cost the host alone. A number asked of the GPU (`.item()`) makes the
 host wait. What the host needs for an operation differs between machines by a factor of three, so a step that waits for
 the host is an interval, and says so. Compiled programs launch one kernel for a run of operations that only move bytes,
-and move only what enters and leaves it.
+and move only what enters and leaves it, which is the least; at the upper end of the interval nothing is fused.
 """
 
 from collections import Counter
