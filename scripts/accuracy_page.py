@@ -57,7 +57,7 @@ def page() -> str:
         "itself. Time of eager programs is good to use where the GPU is the limit, less so for BERT and ResNet. Compiled",
         "programs are planned as if all was fused that can be, so the interval counts: it ends where nothing is. torchtitan's",
         "graph trainer compiles FlexAttention alone; the kind of its H100, with 95 GiB, is not told, and the usual one is",
-        "taken (its makers' cards of 2024 had 2.4 TB/s and 500 W). Not told in full are lengths that vary within a batch",
+        "taken (torchtitan's of 2024 had 2.4 TB/s and 500 W). Not told in full are lengths that vary within a batch",
         "(BERT's pretraining), batches that were a script's default, and the implementation of attention; the collector of",
         "the rows marked them so.",
         *_impossible(time),
