@@ -130,6 +130,7 @@ def filled(text: str) -> str:
         "audit cost": audit_example.cost_block,
         "plan": plan_example.block,
         "plan world": plan_example.world_block,
+        "plan cost": plan_example.cost_block,
         "error rates": prove_page.error_rates,
         "findings": prove_page.findings,
         "sacrifices": prove_page.sacrifices,

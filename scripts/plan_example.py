@@ -1,5 +1,6 @@
 """What `mezzotint plan` prints of a GPT-2 training script, for README.md and docs/plan.md."""
 
+import json
 import os
 import subprocess
 import sys
@@ -35,3 +36,15 @@ def _run(*options: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return "\n".join(f"    {line}".rstrip() for line in done.stdout.strip("\n").splitlines())
+
+
+def cost_block() -> str:
+    """Return what planning itself costs, from the newest record."""
+    path = max((ROOT / "benchmarks" / "records").glob("plan_cost-*.json"))
+    record = json.loads(path.read_text(encoding="utf-8"))
+    small, *_, large = record["results"]
+    return (
+        f"Two recorded steps and their plan take {small['seconds']:.1f} s for GPT-2 124M, and {large['seconds']:.1f} s and "
+        f"{large['resident_MiB']:.0f} MiB for a Llama of\n8B parameters with activation checkpointing, imports not counted "
+        f"(torch {record['torch']}, two cores;\n`{path.relative_to(ROOT)}`). No memory is taken for weights or activations."
+    )

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,9 @@ def test_importing_changes_nothing_in_torch() -> None:
         "from mezzotint.lowprec import registration; assert not registration._libraries"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_test_files_have_names_of_their_own():
+    """Pytest imports them by their base name, so two of one name cannot be collected together."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
