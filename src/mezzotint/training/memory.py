@@ -130,8 +130,10 @@ def _profiled(*, on_cuda: bool = False) -> Iterator[_Recorded]:
     gc.disable()
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
     profiler = profile(activities=kinds, profile_memory=not on_cuda, record_shapes=True, acc_events=True)
+    early = torch.empty(1)
     with _quiet_stderr():
         profiler.start()
+        del early  # a block it does not know: it warns of one a second at most, and this one nobody sees
     try:
         yield recorded
     finally:
