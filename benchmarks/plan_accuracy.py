@@ -2,7 +2,7 @@
 
 Rows of `benchmarks/data/gpu_measurements.csv` that state their configuration are run on a ghost of the card that they
 were measured on: the language models of CS336 with the course's own code, other models with Hugging Face's of the same
-shapes. Nothing is fitted on these rows. Rows without a program here are counted.
+shapes. No constant is fitted to these rows. Rows without a program here are counted.
 Writes `benchmarks/records/plan_accuracy-DATE.json`.
 
     python benchmarks/plan_accuracy.py

@@ -32,7 +32,11 @@ def page() -> str:
         "",
         f"Made from `{path.relative_to(ROOT)}` by `python scripts/generate_docs.py` (torch {record['torch']}, "
         f"`{record['command']}`).",
-        "Every row is a measurement that somebody published; nothing was fitted on any of them. The programs of CS336 are",
+        "Every row is a measurement that somebody published. Constants of kernels come from microbenchmarks, none was fitted",
+        "to these rows; but they had been seen when mechanisms were added and when the microseconds that a host needs for an",
+        "operation were chosen, so only rows that nobody here has seen are a fair test. Rows of torchtitan, litgpt and nanoGPT",
+        "were corrected where their sources say otherwise (units, batch, what is compiled), each with the reason in its notes.",
+        "Recordings were kept between runs of the script (`--runs`), those of CS336 from a commit shortly before. The programs of CS336 are",
         "the course's own code, and another solution's where that was measured, those of torchtitan are written after its",
         "code; the rest are Hugging Face's models of the same shapes, so differences between programs count as errors too. "
         f"{record['rows_without_a_program']} other rows of one GPU have no program here.",

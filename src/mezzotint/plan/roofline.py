@@ -28,7 +28,8 @@ class Host:
     Eager PyTorch needs 5 to 10 us for an operation itself and as much again for the Python around it; 4 us of it are
     the launch of a kernel, which views have not got. How phases compare was measured on a CPU with the models of CS336,
     Llama and GPT-2 (`scripts/host_costs.py`): forward without gradients takes 0.78 of forward with them, and what
-    autograd issues in backward costs about as much for each operation as forward does.
+    autograd issues in backward costs about as much for each operation as forward does. The microseconds themselves are
+    a choice, made with published steps in view.
     """
 
     forward: float = 13e-6
