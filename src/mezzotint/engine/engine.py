@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mezzotint.engine import casting
+from mezzotint.engine import casting, ranks
 from mezzotint.engine.forward import Float32Losses, ForwardContext
-from mezzotint.engine.gradients import nonfinite_parameters, prepare_gradients
+from mezzotint.engine.gradients import GradientReport, nonfinite_parameters, prepare_gradients
 from mezzotint.engine.lane import Lane
 from mezzotint.engine.products import RoundedProducts
 from mezzotint.engine.result import Outcome, StepResult
@@ -93,6 +93,7 @@ class Engine:
         casting.check_engine_policy(self.policy)
         check_optimizers(self.optimizers)
         check_schedulers(self.schedulers)
+        ranks.check_wrappers(self.models, self.policy)
         self._names = parameter_names(self.models)
         kept = make_islands(self.models, self.policy.keep, self.device.type) if self.policy.keep else {}
         self._products = self._round_products(kept.values())
@@ -174,6 +175,8 @@ class Engine:
             raise EngineError(
                 "the loss depends on no parameter that requires a gradient; was it computed under no_grad?"
             )
+        if not lane.is_compared:
+            ranks.check_later_wrapper(self.models, self.policy)
         lane.remember_loss(loss)
         if loss.dtype in LOW_DTYPES:
             self._tell_late_loss(loss)
@@ -212,23 +215,24 @@ class Engine:
             part.open()
         parameters = self._stepped_parameters(lane)
         if not parameters:
-            raise EngineError(
-                "backward() reached no parameter of the optimizer; does it hold the parameters of this model?"
-            )
+            raise EngineError(self._why_unreached())
         report = prepare_gradients(
             parameters,
             multiplier=1.0 / scale * (self.accumulate / lane.num_micro_batches),
             is_scaled=lane.scale.settings.kind is not ScalingKind.NONE,
             max_norm=self.max_grad_norm,
         )
-        if report.are_finite:
+        difference = self._compare(lane, report)
+        if report.are_finite and not difference:
             for name in lane.optimizers:
                 self._shadowed.get(name, self.optimizers[name]).step()
         nonfinite = () if report.are_finite else self._blame(parameters)
         for part in parts:
-            part.close(stepped=report.are_finite)
+            part.close(stepped=report.are_finite and not difference)
         self._drop_gradients(lane)
         lane.num_micro_batches = 0
+        if difference:
+            raise EngineError(difference)
         if self._products is not None:
             self._products.end_step()
         if not report.are_finite:
@@ -245,15 +249,43 @@ class Engine:
         self._drop_gradients(lane)
         lane.num_micro_batches = 0
 
+    def _compare(self, lane: Lane, report: GradientReport) -> str:
+        """Compare the first update of a lane over the processes; return what differs, nothing where all agree."""
+        if lane.is_compared or ranks.num_processes() == 1:
+            return ""
+        lane.is_compared = True
+        if not ranks.is_data_parallel(self.models):
+            ranks.tell_unwrapped(self.policy)
+            return ""
+        lane.is_loss_finite = report.are_finite or math.isfinite(lane.last_loss())
+        found = ranks.agree(report.norm, self.device, are_finite=report.are_finite, is_loss_finite=lane.is_loss_finite)
+        lane.is_loss_finite = found.is_loss_finite
+        if found.is_same:
+            return ""
+        return (
+            f"the processes disagree at the first update: gradient norms from {found.smallest:.6g} to "
+            f"{found.largest:.6g} under policy {self.policy}, so their gradients were not reduced and each process "
+            "would train alone; wrap the model in DistributedDataParallel before making the optimizer and the Engine"
+        )
+
+    def _why_unreached(self) -> str:
+        if ranks.are_replaced(self.models, self._names):
+            return (
+                "the model's parameters were replaced after the Engine was made, as fully_shard does; wrap the model "
+                "first, then make the optimizer, then the Engine"
+            )
+        return "backward() reached no parameter of the optimizer; does it hold the parameters of this model?"
+
     def _skip(self, lane: Lane, norm: float, nonfinite: tuple[str, ...]) -> StepResult:
         """Adapt the scale to an overflow, or end the run when no scale can help."""
         scale = lane.scale
         loss = lane.last_loss()
         is_loss_finite = math.isfinite(loss)
-        if not is_loss_finite and lane.num_steps == 0 and scale.skips_in_a_row == 0:
+        found = "not finite in another process" if is_loss_finite else str(loss)
+        if not (is_loss_finite and lane.is_loss_finite) and lane.num_steps == 0 and scale.skips_in_a_row == 0:
             raise NonFiniteError(
-                f"the first loss is {loss}, before any weight has changed and before any scaling; check the inputs for "
-                "NaN, and the model for a division by zero or a logarithm of zero",
+                f"the first loss is {found}, before any weight has changed and before any scaling; check the inputs "
+                "for NaN, and the model for a division by zero or a logarithm of zero",
                 tensors=("loss", *nonfinite),
             )
         where = f"the gradient of {_some(nonfinite)} is not finite" if is_loss_finite else f"the loss is {loss}"

@@ -21,6 +21,8 @@ class Lane:
     is_everything: bool
     num_micro_batches: int = 0
     num_steps: int = 0
+    is_compared: bool = False  # whether the processes of a group were asked for the outcome of its first update
+    is_loss_finite: bool = True  # at that update, in all processes
     _losses: list[Tensor] = field(default_factory=list)
 
     @classmethod
