@@ -14,6 +14,7 @@
     |   +-- ProofError                     a comparison that cannot be run, or goes on with another design
     +-- TrainingError (also a RuntimeError)   a run that cannot go on
         +-- NonFiniteError                 NaN or infinity in loss or gradients, beyond what skipping repairs
+    +-- MissingInternalError               the installed torch has no private name that a feature cannot work without
 
 A message names the value, the limit and the fix, in one sentence where that is possible.
 """
@@ -75,6 +76,10 @@ class ProofError(UserError):
 
 class TrainingError(MezzotintError, RuntimeError):
     """A training run that cannot go on."""
+
+
+class MissingInternalError(MezzotintError):
+    """The installed torch has no private name that a feature cannot work without."""
 
 
 class NonFiniteError(TrainingError):

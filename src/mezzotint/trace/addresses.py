@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from mezzotint.torch_internals.tensors import storage_number
+
 
 def is_fake(tensor: Tensor) -> bool:
     """Whether a tensor has no numbers, because it stands for one on a simulated device."""
@@ -15,6 +17,4 @@ def address_of(tensor: Tensor) -> int:
     """
     if not is_fake(tensor):
         return tensor.data_ptr()
-    storage = tensor.untyped_storage()
-    address: int = storage._cdata
-    return -((address << 44) + tensor.storage_offset() * tensor.element_size())
+    return -((storage_number(tensor.untyped_storage()) << 44) + tensor.storage_offset() * tensor.element_size())

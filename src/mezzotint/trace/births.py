@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.kernels.tensors import range_stats
+from mezzotint.torch_internals.autocast import disable_autocast
 from mezzotint.trace.record import UNKNOWN, Birth
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _in_float32(
     if entry.traits.is_random or entry.traits.written:
         return "unknown", None
     try:
-        with torch.no_grad(), torch._C._DisableAutocast():
+        with torch.no_grad(), disable_autocast():
             out = func(*[_widened(value) for value in args], **{k: _widened(v) for k, v in kwargs.items()})
     except (RuntimeError, TypeError, NotImplementedError):
         return "unknown", None

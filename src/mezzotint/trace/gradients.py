@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mezzotint.torch_internals.autograd import version_of
 from mezzotint.trace.addresses import address_of
 
 Fingerprint = tuple[int, int]
@@ -120,4 +121,4 @@ def weights_of(optimizer: Any) -> Iterator[Tensor]:
 
 def _fingerprint(grad: Tensor) -> Fingerprint:
     address = address_of(grad) if grad.layout is torch.strided and not grad.is_meta else id(grad)
-    return address, grad._version
+    return address, version_of(grad)

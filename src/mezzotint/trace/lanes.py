@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
-
+from mezzotint.torch_internals.autograd import next_sequence_number
 from mezzotint.trace.record import Site
 
-_next_node = torch._C._autograd._get_sequence_nr
 _KEPT_PLACES = 1_000_000
 
 
@@ -113,7 +111,7 @@ class Lanes:
         except AttributeError:
             with self._lock:
                 # nodes that exist already were not made by the operation that is seen first
-                lane = self._local.lane = Lane(len(self.all), next_node=_next_node())
+                lane = self._local.lane = Lane(len(self.all), next_node=next_sequence_number())
                 self.all.append(lane)
         return lane
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from mezzotint.torch_internals import autograd
+from mezzotint.torch_internals.dispatch import TorchDispatchMode
 from mezzotint.trace.addresses import address_of
 from mezzotint.trace.births import Births
 from mezzotint.trace.lanes import NOWHERE, Lane, Lanes, Place
@@ -29,9 +30,9 @@ MAX_MEASURED = 8
 """Operations on lists of tensors (foreach) have ranges measured only up to this many outputs: weights, gradients and
 states are measured by name when the optimizer steps."""
 
-_current_task = torch._C._current_graph_task_id
-_current_node = torch._C._current_autograd_node
-_next_node = torch._C._autograd._get_sequence_nr
+_current_task = autograd.current_graph_task
+_current_node = autograd.current_node
+_next_node = autograd.next_sequence_number
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _UPDATING = (Phase.OPTIMIZER, Phase.OTHER, Phase.FORWARD)  # a module's forward counts and averages in its buffers
 
@@ -236,7 +237,7 @@ class Tape:
         if name == "AccumulateGrad":
             owner = self.names.parameters.get(id(node.variable), "")
             return Place(owner.rpartition(".")[0], ())
-        return self.lanes.place_of(node._sequence_nr(), lane)
+        return self.lanes.place_of(autograd.sequence_number_of(node), lane)
 
     def _producers(self, inputs: list[Tensor]) -> tuple[int, ...]:
         makers = self.makers

@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from mezzotint.torch_internals import tensors
+
 _WRAPPED_BY = {"DistributedDataParallel": "module", "DataParallel": "module", "OptimizedModule": "_orig_mod"}
 _ANONYMOUS = frozenset({"self", "module", "mod", "input", "args", "_"})
 
@@ -35,11 +37,13 @@ class ModuleNames:
         known = self._names.get(module)
         if known is not None:
             return known
-        if getattr(module, "_is_replica", False) and type(module) in self._replicated:
+        if tensors.is_replica(module) and type(module) in self._replicated:
             return self._add_tree(module, self._replicated[type(module)])
         if parent is not None:
             owner = self._names.get(parent, type(parent).__name__)
-            key = next((key for key, child in parent._modules.items() if child is module), type(module).__name__)
+            key = next(
+                (key for key, child in tensors.children_of(parent).items() if child is module), type(module).__name__
+            )
             return self._add_tree(module, f"{owner}.{key}")
         variable = _variable(module, frame)
         return self._add_tree(module, self._free(variable or type(_inner(module)).__name__))
@@ -58,10 +62,10 @@ class ModuleNames:
         self._names[module] = name
         self._classes[name] = type(module).__name__
         attribute = _WRAPPED_BY.get(type(module).__name__)
-        for key, weight in module._parameters.items():
+        for key, weight in tensors.parameters_of(module).items():
             if weight is not None:
                 self.parameters.setdefault(id(weight), f"{name}.{key}")
-        for key, child in module._modules.items():
+        for key, child in tensors.children_of(module).items():
             if child is None:
                 continue
             if key == attribute:
@@ -81,7 +85,7 @@ class ModuleNames:
 def _inner(module: nn.Module) -> nn.Module:
     """Return what a wrapper wraps."""
     attribute = _WRAPPED_BY.get(type(module).__name__)
-    child = module._modules.get(attribute) if attribute else None
+    child = tensors.children_of(module).get(attribute) if attribute else None
     return module if child is None else _inner(child)
 
 

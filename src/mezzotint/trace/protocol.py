@@ -18,6 +18,8 @@ from torch.nn.utils import clip_grad
 from torch.optim import Optimizer, lr_scheduler
 
 from mezzotint.patches import Patches
+from mezzotint.torch_internals.autocast import scale_of, wrap_clipping
+from mezzotint.torch_internals.autograd import current_graph_task, wrap_backward
 from mezzotint.trace.addresses import address_of
 from mezzotint.trace.gradients import Gradients, weights_of
 from mezzotint.trace.lanes import Lane, Region
@@ -74,7 +76,7 @@ class Protocol:
         wrap(autocast, "__init__", self._autocast_init)
         wrap(autocast, "__enter__", self._autocast_enter)
         wrap(autocast, "__exit__", self._autocast_exit)
-        wrap(torch.autograd, "_engine_run_backward", self._backward)
+        wrap_backward(self._patches, self._backward)
         self._tape.sites.add_barrier(Protocol._backward.__code__)
         for name, around in (
             ("scale", self._scale),
@@ -90,7 +92,7 @@ class Protocol:
         wrap(Optimizer, "zero_grad", self._zero_grad)
         wrap(Optimizer, "state_dict", self._plain("optimizer.state_dict"))
         wrap(Optimizer, "load_state_dict", self._plain("optimizer.load_state_dict", _restored))
-        wrap(clip_grad, "_group_tensors_by_device_and_dtype", self._grouped)
+        wrap_clipping(self._patches, self._grouped)
         for owner in (clip_grad, torch.nn.utils):
             for name in ("clip_grad_norm_", "clip_grad_value_"):
                 wrap(owner, name, self._as_update)
@@ -178,11 +180,11 @@ class Protocol:
     def _autocast_enter(self, original: Callable[..., Any], region: Any) -> Any:
         result = original(region)
         lane = self._tape.lanes.mine()
-        dtype = dtype_name(region.fast_dtype) if region._enabled else None
+        dtype = dtype_name(region.fast_dtype) if torch.is_autocast_enabled(region.device) else None
         site = self._tape.sites.here(sys._getframe(2))
         is_default = not self._explicit.get(region, True)
-        lane.regions.append(Region(region.device, dtype, bool(region._cache_enabled), site, is_default))
-        in_backward = torch._C._current_graph_task_id() != -1
+        lane.regions.append(Region(region.device, dtype, torch.is_autocast_cache_enabled(), site, is_default))
+        in_backward = current_graph_task() != -1
         self.note(
             "autocast.enter",
             lane,
@@ -210,7 +212,7 @@ class Protocol:
     def _backward(self, original: Callable[..., Any], roots: Any, *args: Any, **kwargs: Any) -> Any:
         tape = self._tape
         lane = tape.lanes.mine()
-        is_nested = torch._C._current_graph_task_id() != -1
+        is_nested = current_graph_task() != -1
         if not is_nested:
             self._on_backward()
             lane.update_depth = 0  # an update that raised left it standing
@@ -325,8 +327,8 @@ class Protocol:
                 operation = self._tape.makers.get(_address(one), UNKNOWN)
                 if operation >= first:
                     self._scaled_operations[operation] = self._serial(scaler)
-        held = getattr(scaler, "_scale", None)  # absent where the scaler is disabled
-        scale = self._value(held, lane) if isinstance(held, Tensor) and held.is_cpu else None
+        held = scale_of(scaler)
+        scale = self._value(held, lane) if held is not None and held.is_cpu else None
         self.note(
             "scaler.scale",
             lane,

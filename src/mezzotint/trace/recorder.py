@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from time import perf_counter
 from types import CodeType
 from typing import Any
@@ -27,6 +28,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from mezzotint.errors import AuditError
 from mezzotint.patches import Patches
+from mezzotint.torch_internals import tensors  # declare what is read
+from mezzotint.torch_internals.python import wrap_threads
+from mezzotint.torch_internals.registry import Feature, notes, require
 from mezzotint.trace.addresses import address_of
 from mezzotint.trace.gradients import weights_of
 from mezzotint.trace.lanes import Lane, Lanes, Place, Region
@@ -89,6 +93,7 @@ class Recorder:
         self._parameters: list[ParameterRecord] = []
         self._filter: Any = None
         self._compiled: set[str] = set()
+        self._missing: list[str] = []  # what is not known because torch misses a private name
         self.notes: list[str] = []
 
     # context
@@ -97,6 +102,9 @@ class Recorder:
         """Install everything. Raises AuditError when another recorder is at work."""
         if _active:
             raise AuditError("a recorder is at work already; leave the outer audit before the next")
+        require(Feature.RECORDING, AuditError)
+        self._missing = notes(Feature.RECORDING)
+        _stop_in_forked_children()
         _active.append(self)
         self._open_regions()
         self._protocol.install()
@@ -110,7 +118,7 @@ class Recorder:
                 register_optimizer_step_pre_hook(self.before_optimizer).remove,
                 register_optimizer_step_post_hook(self.after_optimizer).remove,
             ]
-        self._patches.wrap(threading.Thread, "_bootstrap_inner", self._in_thread)
+        wrap_threads(self._patches, self._in_thread)
         self._patches.wrap(torch, "compile", self._compile)
         warnings.filterwarnings("ignore", message=_ABOUT_HOOKS)
         self._filter = warnings.filters[0]
@@ -157,7 +165,7 @@ class Recorder:
         for _, _, weight in self._weights.values():
             yield weight, ()
         for module in list(self._names.modules()):
-            yield None, tuple(one for one in module._buffers.values() if one is not None)
+            yield None, tuple(one for one in tensors.buffers_of(module).values() if one is not None)
 
     @property
     def has_seen_operations(self) -> bool:
@@ -213,7 +221,7 @@ class Recorder:
         """Give every weight that is reachable a number and a name."""
         found = list(weights_of(optimizer)) if optimizer is not None else []
         for module in list(self._names.modules()):
-            found.extend(weight for weight in module._parameters.values() if weight is not None)
+            found.extend(weight for weight in tensors.parameters_of(module).values() if weight is not None)
         makers = self._tape.makers
         masters = self._masters_among(found)
         for weight in found:
@@ -394,7 +402,7 @@ class Recorder:
             updates=self._tape.updates.records(),
             births=list(self._tape.births.found),
             modules=self._names.classes(),
-            notes=[*self.notes, *self._notes()],
+            notes=[*self.notes, *self._missing, *self._notes()],
             scaled_reads=list(self._tape.scaled_reads),
         )
 
@@ -456,4 +464,7 @@ def _after_fork() -> None:
     _active.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+@cache
+def _stop_in_forked_children() -> None:
+    """Stop recorders in children that this process forks, from now on; done once per process."""
+    os.register_at_fork(after_in_child=_after_fork)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import flop_counter
 
+from mezzotint.torch_internals.dispatch import schema_of
+from mezzotint.torch_internals.operators import aten
 from mezzotint.trace.record import Kind
 
 _MAKERS = frozenset(
@@ -57,7 +59,7 @@ class Traits:
 
 def traits_of(func: Any) -> Traits:
     """Return the traits of an operation (an OpOverload, or a higher-order operator)."""
-    schema = getattr(func, "_schema", None)
+    schema = schema_of(func)
     if schema is None:
         name = str(func)
         return Traits(name, name, Kind.COMPUTE, False, True, False, False, False, (), None, False, False)
@@ -130,7 +132,7 @@ def _attention_backward_flops(
 
 _COSTS: dict[Any, Callable[..., Any]] = {
     **flop_counter.flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-    torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    aten.mkldnn_rnn_layer: _lstm_flops,
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mezzotint.torch_internals.autocast import disable_autocast
 from mezzotint.trace.addresses import address_of
 from mezzotint.trace.ranges import has_memory
 from mezzotint.trace.record import Site, UpdateRecord
@@ -122,7 +123,7 @@ class Updates:
         if not made_at or (made_at[0].path, made_at[0].function) != (here.path, here.function):
             return  # it does not come from here: no average, but somebody's data
         copies: dict[int, Tensor] = {}
-        with torch.no_grad(), torch._C._DisableAutocast():
+        with torch.no_grad(), disable_autocast():
             intended = func(
                 *[_copied(one, copies) for one in args], **{k: _copied(v, copies) for k, v in kwargs.items()}
             )
@@ -147,7 +148,7 @@ class Updates:
     def after(self, watched: Watched, traits: "Traits", func: Callable[..., Any], place: "Place") -> None:
         """Compare what was stored with what float32 would have got."""
         try:
-            with torch.no_grad(), torch._C._DisableAutocast():
+            with torch.no_grad(), disable_autocast():
                 func(*watched.args, **watched.kwargs)
         except (RuntimeError, TypeError):
             return  # the operation does not take float32 copies: nothing is known

@@ -26,6 +26,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from mezzotint.errors import AuditError
 from mezzotint.patches import Patches
+from mezzotint.torch_internals.autocast import scale_of
+from mezzotint.torch_internals.autograd import wrap_backward
 from mezzotint.trace.alarms import Alarm, Limits, Raised, ScaleHistory, row_alarms
 from mezzotint.trace.module_names import ModuleNames
 from mezzotint.trace.record import Trace
@@ -176,7 +178,7 @@ class Watch:
             register_optimizer_step_post_hook(self._stepped).remove,
         ]
         self._patches.wrap(GradScaler, "step", self._scaler_step)
-        self._patches.wrap(torch.autograd, "_engine_run_backward", self._backward)
+        wrap_backward(self._patches, self._backward)
         self._steps.begin(hears_optimizers=False)
 
     def stop(self) -> None:
@@ -208,8 +210,8 @@ class Watch:
         before = self._num_stepped
         result = original(scaler, optimizer, *args, **kwargs)
         is_skipped = self._num_stepped == before
-        held = getattr(scaler, "_scale", None)
-        scale = float(held) if isinstance(held, torch.Tensor) and held.is_cpu else None
+        held = scale_of(scaler)
+        scale = float(held) if held is not None and held.is_cpu else None
         if is_skipped:
             self._skips_in_a_row += 1
             self._is_wanted |= self._skips_in_a_row >= _SKIPS_IN_A_ROW
