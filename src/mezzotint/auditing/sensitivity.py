@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from mezzotint.errors import AuditError
 from mezzotint.modules.islands import widened
 from mezzotint.patches import Patches
+from mezzotint.torch_internals.autograd import current_graph_task, wrap_backward
 from mezzotint.trace.gradients import weights_of
 from mezzotint.trace.module_names import ModuleNames
 from mezzotint.trace.recorder import Enough
@@ -53,7 +54,7 @@ class Probe:
         patches = Patches()
         remove = register_optimizer_step_pre_hook(self._update).remove
         patches.wrap(nn.Module, "__call__", self._call)
-        patches.wrap(torch.autograd, "_engine_run_backward", self._backward)
+        wrap_backward(patches, self._backward)
         patches.wrap(GradScaler, "scale", self._scale)
         if self._is_reference:
             patches.wrap(autocast, "__enter__", _switched_off)
@@ -84,7 +85,7 @@ class Probe:
             self._stack.pop()
 
     def _backward(self, original: Callable[..., Any], roots: Any, *args: Any, **kwargs: Any) -> Any:
-        is_nested = torch._C._current_graph_task_id() != -1
+        is_nested = current_graph_task() != -1
         if not is_nested and self._num_updates >= self._steps:
             raise Enough
         root = roots[0] if isinstance(roots, (tuple, list)) and roots else roots
@@ -107,8 +108,9 @@ class Probe:
 
 
 def _switched_off(original: Callable[..., Any], region: Any) -> Any:
-    region._enabled = False
-    return original(region)
+    entered = original(region)
+    torch.set_autocast_enabled(region.device, False)
+    return entered
 
 
 def error_function(

@@ -13,6 +13,7 @@ from mezzotint.engine.engine import Engine
 from mezzotint.ghost.autocast import autocast_snapshot
 from mezzotint.ghost.session import ghost_gpu
 from mezzotint.policy.autocast import Rule, Snapshot
+from mezzotint.torch_internals import flags
 from mezzotint.trace.record import Kind, Phase, Trace
 from mezzotint.trace.recorder import Recorder
 
@@ -252,8 +253,8 @@ def _silent_fallback() -> Figures:
     """What `torch.autocast("cuda")` does without a GPU: a process with one is made to look like one without."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with torch.autocast("cuda", dtype=torch.float16) as region:
-            is_enabled = region._enabled if torch.cuda.is_available() else torch.is_autocast_enabled("cuda")
+        with torch.autocast("cuda", dtype=torch.float16):
+            is_enabled = torch.is_autocast_enabled("cuda")
             dtype = nn.Linear(2, 2)(torch.ones(1, 2)).dtype
     return {"has_gpu": torch.cuda.is_available(), "is_enabled": is_enabled, "dtype": str(dtype).removeprefix("torch."),
             "num_warnings": len(caught)}  # fmt: skip
@@ -272,8 +273,8 @@ def _judge_silent_fallback(found: Figures) -> Answer:
 
 def _tf32() -> Figures:
     return {
-        "products": torch._C._get_cublas_allow_tf32(),
-        "convolutions": torch._C._get_cudnn_allow_tf32(),
+        "products": flags.allows_tf32_matmul(),
+        "convolutions": flags.allows_tf32_convolution(),
         "precision": torch.get_float32_matmul_precision(),
     }
 

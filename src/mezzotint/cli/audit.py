@@ -1,6 +1,5 @@
 """`mezzotint audit`: run somebody's training script for a few steps and say what every operation really ran in."""
 
-import atexit
 import os
 import sys
 from pathlib import Path
@@ -100,7 +99,9 @@ def _leave(code: int) -> NoReturn:
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         raise typer.Exit(code)
-    atexit._run_exitfuncs()  # what the script registered
+    from mezzotint.torch_internals.python import run_exit_functions
+
+    run_exit_functions()  # what the script registered
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

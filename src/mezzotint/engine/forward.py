@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from mezzotint.engine.casting import Context, compute_contexts
 from mezzotint.engine.saved import SavedActivations
 from mezzotint.policy.policy import Policy
+from mezzotint.torch_internals.tensors import is_compiled
+from mezzotint.torch_internals.trees import tree_map
 
 
 class ForwardContext:
@@ -76,7 +77,7 @@ class Float32Losses:
 
 def _is_compiled(module: nn.Module) -> bool:
     """Return whether torch.compile wraps a module, or has compiled it in place."""
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    return is_compiled(module)
 
 
 def _to_float32(item: Any) -> Any:

@@ -12,7 +12,7 @@ Global hooks that say `observes_only` are called around the loops as around a st
 
 import ctypes
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim import optimizer as torch_optimizer
 
 from mezzotint.kernels.constants import FLOAT32
 from mezzotint.policy.policy import Update
+from mezzotint.torch_internals.optimizers import has_torch_step, hooks_after_steps, hooks_before_steps, note_step
 
 # what changes the arithmetic, by the value at which it does not
 _PLAIN = {"amsgrad": False, "maximize": False, "differentiable": False, "capturable": False}
@@ -65,30 +65,13 @@ def can_step(optimizer: Optimizer, update: Update, weights: Mapping[nn.Parameter
 
 def _has_own_step(optimizer: Optimizer) -> bool:
     """Return whether the step is torch's own, observed by nobody but learning rate schedulers, which only count."""
-    kind = type(optimizer)
-    replaced = vars(optimizer).get("step")
     return (
-        kind in _STATES
-        and getattr(kind.step, "__code__", None) is _HOOKED
-        and (
-            replaced is None
-            or (hasattr(replaced, "_wrapped_by_lr_sched") and getattr(replaced, "__wrapped__", None) is kind.step)
-        )
-        and not optimizer._optimizer_step_pre_hooks
-        and not optimizer._optimizer_step_post_hooks
-        and all(getattr(hook, "observes_only", False) for hook in _global_hooks())
+        type(optimizer) in _STATES
+        and has_torch_step(optimizer)
+        and all(getattr(hook, "observes_only", False) for hook in (*hooks_before_steps(), *hooks_after_steps()))
         and getattr(optimizer, "grad_scale", None) is None
         and getattr(optimizer, "found_inf", None) is None
     )
-
-
-def _global_hooks() -> list[Callable[..., Any]]:
-    before, after = torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks
-    return [*before.values(), *after.values()]
-
-
-# torch wraps the step of each class in this code, which runs the hooks
-_HOOKED = Optimizer.profile_hook_step(lambda optimizer: None).__code__
 
 
 def _is_plain(group: Mapping[str, Any]) -> bool:
@@ -142,8 +125,8 @@ def step(
 
     For STOCHASTIC the random bits of a weight follow from `seed` and `first_offset` plus its index.
     """
-    optimizer._opt_called = True  # type: ignore[attr-defined] # schedulers warn where no step was taken
-    for hook in list(torch_optimizer._global_optimizer_pre_hooks.values()):  # observers: `can_step` has seen to that
+    note_step(optimizer)  # schedulers warn where no step was taken
+    for hook in hooks_before_steps():  # observers: `can_step` has seen to that
         hook(optimizer, (optimizer,), {})
     updates = _updates()
     prepare, task = (_prepare_sgd, updates.sgd) if type(optimizer) is SGD else (_prepare_adam, updates.adam)
@@ -170,7 +153,7 @@ def step(
     with record_function(f"Optimizer.step#{type(optimizer).__name__}.step"):
         updates.step_rows(task, kind, rows, settings, seed=_signed(seed), num_threads=torch.get_num_threads())
     torch.autograd.graph.increment_version(changed)
-    for hook in list(torch_optimizer._global_optimizer_post_hooks.values()):
+    for hook in hooks_after_steps():
         hook(optimizer, (optimizer,), {})
 
 

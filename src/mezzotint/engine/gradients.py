@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from mezzotint.torch_internals.optimizers import unscale_in_place
+from mezzotint.torch_internals.tensors import numbers_of_sparse
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientReport:
@@ -79,14 +82,14 @@ def _unscale(grads: Sequence[Tensor], multiplier: float) -> bool:
     for (device, _dtype), group in by_place.items():
         flag = torch.zeros((), dtype=torch.float32, device=device)
         factor = torch.full((), multiplier, dtype=torch.float32, device=device)
-        torch._amp_foreach_non_finite_check_and_unscale_(group, flag, factor)
+        unscale_in_place(group, flag, factor)
         found.append(flag)
     return any(bool(flag.item()) for flag in found)
 
 
 def _values(grad: Tensor) -> Tensor:
     """Return the tensor that holds a gradient's numbers; that of a sparse gradient is its values."""
-    return grad._values() if grad.is_sparse else grad
+    return numbers_of_sparse(grad) if grad.is_sparse else grad
 
 
 def _norm_float64(grads: Sequence[Tensor]) -> Tensor:

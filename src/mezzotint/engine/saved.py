@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from mezzotint.torch_internals.autograd import version_of
+
 _EXACT = ("LogSoftmaxBackward0",)
 
 
@@ -79,7 +81,7 @@ class SavedActivations:
     def _round_whole(self, source: Tensor, num_stored: int) -> Tensor:
         """Return all numbers behind a tensor, rounded, in the order in which they are stored."""
         storage = StorageWeakRef(source.untyped_storage())  # type: ignore[no-untyped-call]
-        key = (storage.cdata, source._version)
+        key = (storage.cdata, version_of(source))
         found = self._known.get(key)
         if found is not None and not found[0].expired():  # type: ignore[no-untyped-call]
             rounded = found[1]()

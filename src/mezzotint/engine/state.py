@@ -8,6 +8,7 @@ from torch import nn
 from mezzotint.errors import CheckpointError, EngineError
 from mezzotint.policy.grammar import parse_policy
 from mezzotint.policy.scaling import LossScale
+from mezzotint.torch_internals.tensors import uncompiled
 
 if TYPE_CHECKING:
     from mezzotint.engine.engine import Engine
@@ -103,8 +104,7 @@ def _check_model(name: str, module: nn.Module, state: Mapping[str, Any]) -> None
 
 def _inner(module: nn.Module) -> nn.Module:
     """Return the module that torch.compile wrapped, so that a checkpoint does not depend on compilation."""
-    inner = getattr(module, "_orig_mod", module)
-    return inner if isinstance(inner, nn.Module) else module
+    return uncompiled(module)
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from mezzotint.engine.fused_update import Weight
 from mezzotint.errors import CheckpointError
 from mezzotint.formats.rounding import Rounding
 from mezzotint.policy.policy import Update
+from mezzotint.torch_internals.autograd import version_of
 
 LOW_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -97,7 +98,7 @@ class ShadowedWeights:
         self._stored.append(stored)
         self._shadows.append(shadow)
         self._shadow_of[stored] = shadow
-        self._versions.append(stored._version)
+        self._versions.append(version_of(stored))
         kept = None
         if self._update is Update.KAHAN:
             dropped = torch.zeros_like(stored.data) if original is None else original - stored.data.float()
@@ -152,7 +153,7 @@ class ShadowedWeights:
             if stepped:
                 if not self._is_fused:
                     self._write(index, stored, shadow)
-                self._versions[index] = stored._version
+                self._versions[index] = version_of(stored)
             shadow.grad = None
             if not self.is_persistent:
                 shadow.data = shadow.data.new_empty(0)
@@ -173,7 +174,7 @@ class ShadowedWeights:
     def _follow_outside_changes(self) -> None:
         """Take over weights that somebody else wrote (load_state_dict, weight surgery) since the last update."""
         for index, stored in enumerate(self._stored):
-            if stored._version != self._versions[index]:
+            if version_of(stored) != self._versions[index]:
                 self._reread(index)
 
     def reread(self) -> None:
@@ -188,7 +189,7 @@ class ShadowedWeights:
             self._shadows[index].data.copy_(stored.data)
         if self._compensations:
             self._compensations[index].zero_()
-        self._versions[index] = stored._version
+        self._versions[index] = version_of(stored)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the stored weights do not hold: master copies, or compensations, and the rounding counter."""
@@ -208,7 +209,7 @@ class ShadowedWeights:
         for ours, theirs in zip(kept, saved, strict=True):
             ours.copy_(theirs)
         self._rounds, self._seed = int(state["rounds"]), int(state["seed"])
-        self._versions = [stored._version for stored in self._stored]
+        self._versions = [version_of(stored) for stored in self._stored]
 
 
 def parameter_names(modules: Mapping[str, nn.Module]) -> dict[nn.Parameter, str]:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from mezzotint.ghost.session import ghost_gpu
 from mezzotint.policy.autocast import DEVICES, Rule, Snapshot
+from mezzotint.torch_internals import dispatch
+from mezzotint.torch_internals.dispatch import TorchDispatchMode
+from mezzotint.torch_internals.trees import tree_leaves
 
 _KEYS = {"cuda": "AutocastCUDA", "cpu": "AutocastCPU"}
 
@@ -60,8 +61,8 @@ class _Catch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _rules(device: str, dtype: torch.dtype) -> dict[str, Rule]:
     found = {}
-    for name in sorted(torch._C._dispatch_get_all_op_names()):
-        if not name.startswith("aten::") or not torch._C._dispatch_has_kernel_for_dispatch_key(name, _KEYS[device]):
+    for name in sorted(dispatch.operator_names()):
+        if not name.startswith("aten::") or not dispatch.has_kernel_at(name, _KEYS[device]):
             continue
         if name == "aten::_cudnn_rnn":  # not asked: its kernel, in builds with CUDA, packs the weights by cuDNN itself
             continue
@@ -96,10 +97,12 @@ def _arrived(
     op = getattr(packet, overload)
     tensors = _Tensors(device, given)
     try:
-        arguments = [tensors.argument(str(one.type)) for one in op._schema.arguments if not one.has_default_value()]
+        arguments = [
+            tensors.argument(str(one.type)) for one in dispatch.schema_of(op).arguments if not one.has_default_value()
+        ]
     except KeyError:
         return Rule.UNKNOWN
-    with torch._C._AutoDispatchBelowAutograd(), _Catch(packet) as catch:
+    with dispatch.below_autograd(), _Catch(packet) as catch:
         try:
             with torch.autocast(device, dtype=dtype):
                 op(*arguments)

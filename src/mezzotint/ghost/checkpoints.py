@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from mezzotint.patches import Patches
+from mezzotint.torch_internals.dispatch import disable_current_modes, disable_torch_function
+from mezzotint.torch_internals.fake import FakeTensor
+from mezzotint.torch_internals.tensors import storage_number
 
 NOTE = "torch.save kept ghosts in memory and wrote no file: they have no numbers"
 
@@ -44,14 +45,14 @@ class Checkpoints:
         places: dict[int, tuple[Any, str]] = {}
 
         def keep(storage: Any, location: str) -> Any:
-            places[storage._cdata] = storage, location
+            places[storage_number(storage)] = storage, location
             return storage
 
-        with _disable_current_modes(), torch._C.DisableTorchFunction():
+        with disable_current_modes(), disable_torch_function():
             value = original(source, keep, *args, **kwargs)
 
         def target(one: Tensor) -> Any:
-            storage, location = places.get(one.untyped_storage()._cdata, (None, "cpu"))
+            storage, location = places.get(storage_number(one.untyped_storage()), (None, "cpu"))
             return _place(map_location, location, storage)
 
         return _moved(value, target)

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from mezzotint.torch_internals.autograd import current_graph_task
+
 
 class CompiledRegions:
     """Calls of compiled functions and modules, and the share of the forward pass that is inside them."""
@@ -34,7 +36,7 @@ class CompiledRegions:
 
     def see(self, *, is_view: bool) -> None:
         """Count an operation, outside of backward."""
-        if not is_view and torch._C._current_graph_task_id() == -1:  # backward computes checkpoints again
+        if not is_view and current_graph_task() == -1:  # backward computes checkpoints again
             has_gradients = torch.is_grad_enabled()
             self._num_seen[has_gradients] += 1
             self._num_inside[has_gradients] += self._depth > 0

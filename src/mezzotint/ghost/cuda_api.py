@@ -6,8 +6,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_leaves
 
 from mezzotint.errors import GhostError
 from mezzotint.ghost.checkpoints import Checkpoints
@@ -16,6 +14,8 @@ from mezzotint.ghost.processes import World
 from mezzotint.ghost.tensor_types import patch_types
 from mezzotint.ghost.values import here
 from mezzotint.patches import Patches
+from mezzotint.torch_internals.fake import FakeTensor
+from mezzotint.torch_internals.trees import tree_leaves
 
 if TYPE_CHECKING:
     from mezzotint.ghost.session import ghost_gpu

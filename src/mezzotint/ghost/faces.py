@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from mezzotint.errors import GhostError
+from mezzotint.torch_internals import dispatch
 
 _KEYS = ("AutocastIPU", "AutocastHPU")
 # `Tensor._make_subclass`, which makes parameters, needs a detach that C++ does by itself
@@ -44,53 +45,53 @@ class Faces:
     @property
     def excluded(self) -> Any:
         """A guard class' argument: the key, for calls that go below it."""
-        return torch._C.DispatchKeySet(self.key)
+        return dispatch.DispatchKeySet(self.key)
 
     def install(self) -> None:
         """Register the kernels and switch the key on in this thread. Raises GhostError where no key is free."""
         self._key_name = next((name for name in _KEYS if self._claim(name)), "")
         if not self._key_name:
             raise GhostError(f"torch {torch.__version__} has no unused dispatch key between autograd and autocast")
-        self.key = getattr(torch._C.DispatchKey, self._key_name)
-        after = torch._C._dispatch_keyset_full_after(self.key)
-        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        self.key = getattr(dispatch.DispatchKey, self._key_name)
+        after = dispatch.keys_after(self.key)
+        has_kernel = dispatch.has_kernel_at
         libraries: dict[str, Any] = {}
-        for name in torch._C._dispatch_get_all_op_names():
+        for name in dispatch.operator_names():
             namespace, _, rest = name.partition("::")
             base, _, overload = rest.partition(".")
             if f"{namespace}::{base}" in _LEFT_ALONE or not has_kernel(name, "Autograd"):
                 continue
             if namespace not in libraries:
-                libraries[namespace] = torch._C._dispatch_library("IMPL", namespace, self._key_name)
+                libraries[namespace] = dispatch.dispatch_library("IMPL", namespace, self._key_name)
             packet = getattr(getattr(torch.ops, namespace), base, None)
             if packet is None:
                 continue
             operation = getattr(packet, overload or "default")
             libraries[namespace].impl(rest, self._key_name, self._kernel(operation, after), True)
         self._libraries.extend(libraries.values())
-        included = torch._C._dispatch_tls_is_dispatch_key_included(self.key)
-        excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(self.key)
+        included = dispatch.is_key_included(self.key)
+        excluded = dispatch.is_key_excluded(self.key)
         self._saved = (included, excluded)
-        torch._C._dispatch_tls_set_dispatch_key_excluded(self.key, False)
-        torch._C._dispatch_tls_set_dispatch_key_included(self.key, True)
+        dispatch.set_key_excluded(self.key, False)
+        dispatch.set_key_included(self.key, True)
 
     def remove(self) -> None:
         """Take everything back."""
         if self.key is not None:
             included, excluded = self._saved
-            torch._C._dispatch_tls_set_dispatch_key_included(self.key, included)
-            torch._C._dispatch_tls_set_dispatch_key_excluded(self.key, excluded)
+            dispatch.set_key_included(self.key, included)
+            dispatch.set_key_excluded(self.key, excluded)
         while self._libraries:
             self._libraries.pop().reset()
         self.key = None
 
     def _claim(self, name: str) -> bool:
         """Make operations without a kernel fall through at the key; False where the key has kernels already."""
-        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        has_kernel = dispatch.has_kernel_at
         if any(has_kernel(op, name) for op in ("aten::mm", "aten::add.Tensor", "aten::linear")):
             return False
         try:
-            library = torch._C._dispatch_library("IMPL", "_", name)
+            library = dispatch.dispatch_library("IMPL", "_", name)
             library.fallback_fallthrough()
         except (RuntimeError, AttributeError):
             return False
@@ -98,8 +99,8 @@ class Faces:
         return True
 
     def _kernel(self, operation: Any, after: Any) -> Callable[..., Any]:
-        base = operation._schema.name.partition("::")[2]
-        if torch._C._should_allow_numbers_as_tensors(base):
+        base = dispatch.schema_of(operation).name.partition("::")[2]
+        if dispatch.allows_numbers_as_tensors(base):
             return partial(_around_with_numbers, self, operation, after)
         return partial(_around, self._face, operation, after)
 
@@ -124,8 +125,8 @@ def _around_with_numbers(faces: Faces, operation: Any, after: Any, keys: Any, *a
     try:
         if len(args) >= 2 and isinstance(args[0], torch.Tensor) and isinstance(args[1], torch.Tensor):
             return operation.redispatch(keys & after, *args, **kwargs)
-        excluded = torch._C.DispatchKeySet(faces.key) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
-        with torch._C._ExcludeDispatchKeyGuard(excluded), torch._C.DisableTorchFunction():
+        excluded = dispatch.DispatchKeySet(faces.key) | dispatch.DispatchKeySet(dispatch.DispatchKey.AutocastCUDA)
+        with dispatch.exclude_keys(excluded), dispatch.disable_torch_function():
             return operation(*args, **kwargs)
     finally:
         face.is_meta = was_meta

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import flex_attention as flex
 
 from mezzotint.patches import Patches
+from mezzotint.torch_internals.flex import replace_in_flex
+from mezzotint.torch_internals.operators import aten
 
 if TYPE_CHECKING:
     from mezzotint.ghost.session import ghost_gpu
 
-_aten = torch.ops.aten
 _LOW = (torch.float16, torch.bfloat16)
 _CAUSAL = 0.6
 _GRID = 32
@@ -45,10 +45,7 @@ def patch_flex(patches: Patches, gpu: "ghost_gpu") -> None:
         statistics = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
         return out, statistics, statistics
 
-    patches.replace(flex, "flex_attention_hop", attention)
-    patches.replace(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    patches.replace(flex, "_vmap_for_bhqkv", _broadcast)
-    patches.replace(flex, "_ordered_to_dense", _dense)
+    replace_in_flex(patches, attention, _broadcast, _dense)
 
 
 def _broadcast(
@@ -90,14 +87,12 @@ def _share(mask_mod: Callable[..., Tensor], rows: int, columns: int) -> float:
 def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float, *, is_causal: bool) -> Tensor:
     size = query.shape[-1]
     if query.dtype in _LOW and size <= _LARGEST_HEAD and size == value.shape[-1]:
-        out: Tensor = _aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, False, scale=scale)[
-            0
-        ]
+        out: Tensor = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, False, scale=scale)[0]
         return out
     groups = query.shape[-3] // key.shape[-3]
     key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
     needs_grad = torch.is_grad_enabled() and any(one.requires_grad for one in (query, key, value))
-    return _aten._scaled_dot_product_efficient_attention(  # type: ignore[no-any-return]
+    return aten._scaled_dot_product_efficient_attention(  # type: ignore[no-any-return]
         query, key, value, None, needs_grad, 0.0, is_causal, scale=scale
     )[0]
 

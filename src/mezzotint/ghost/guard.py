@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from mezzotint.errors import GhostError
+from mezzotint.torch_internals.fake import is_cuda_build, use_registered_guard
 
 _CUDA = 1  # c10::DeviceType::CUDA
 _REGISTER = (
@@ -26,7 +27,7 @@ def install_guard() -> None:
 
     Raises GhostError where the build of torch has no such function (Windows names it otherwise).
     """
-    if _kept or torch.cuda._is_compiled():
+    if _kept or is_cuda_build():
         return
     library = _library()
     try:
@@ -44,7 +45,7 @@ def install_guard() -> None:
     register.argtypes = [ctypes.c_int8, ctypes.c_void_p]
     register.restype = None
     register(_CUDA, ctypes.addressof(guard))
-    torch._C._ensureCUDADeviceGuardSet()
+    use_registered_guard()
 
 
 def _library() -> ctypes.CDLL:

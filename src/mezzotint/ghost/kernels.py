@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from mezzotint.errors import GhostError
 from mezzotint.hardware.devices import DeviceSpec
+from mezzotint.torch_internals import dispatch
+from mezzotint.torch_internals.fake import memory_format_of
+from mezzotint.torch_internals.operators import aten as _aten
 
-_aten = torch.ops.aten
 _LOW = (torch.float16, torch.bfloat16)
 _AMPERE = (8, 0)
 _CUDNN_MODES = {"rnn_relu": 0, "rnn_tanh": 1, "lstm": 2, "gru": 3}
@@ -160,7 +161,7 @@ class Overrides:
 
     def install(self) -> None:
         """Register them."""
-        self._library = torch._C._dispatch_library("IMPL", "aten", "AutogradCUDA")
+        self._library = dispatch.dispatch_library("IMPL", "aten", "AutogradCUDA")
         made: dict[str, Callable[..., Any]] = {
             "scaled_dot_product_attention": self._attention,
             "rms_norm": _rms_norm,
@@ -168,7 +169,7 @@ class Overrides:
             "_batch_norm_impl_index": _batch_norm,
         }
         for operation in _TAKEN_APART:
-            made[operation._schema.name.partition("::")[2]] = _whole(operation)
+            made[dispatch.schema_of(operation).name.partition("::")[2]] = _whole(operation)
         for name, mode in _CUDNN_MODES.items():
             made[f"{name}.input"] = _recurrent(mode, is_packed=False)
             made[f"{name}.data"] = _recurrent(mode, is_packed=True)
@@ -250,7 +251,7 @@ class FusedRmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, normalized_shape: list[int], weight: Tensor | None, eps: float | None) -> Tensor:
         """One operation on (..., normalized_shape)."""
-        with torch._C._AutoDispatchBelowAutograd():
+        with dispatch.below_autograd():
             out, rstd = _aten._fused_rms_norm(x, normalized_shape, weight, eps)
         ctx.save_for_backward(x, rstd, weight)
         ctx.normalized_shape = normalized_shape
@@ -261,7 +262,7 @@ class FusedRmsNorm(torch.autograd.Function):
         """One operation, for the gradients of input and weight."""
         x, rstd, weight = ctx.saved_tensors
         needs = [ctx.needs_input_grad[0], weight is not None and ctx.needs_input_grad[2]]
-        with torch._C._AutoDispatchBelowAutograd():
+        with dispatch.below_autograd():
             for_x, for_weight = _aten._fused_rms_norm_backward(gradient, x, ctx.normalized_shape, rstd, weight, needs)
         return for_x, None, for_weight, None
 
@@ -301,7 +302,7 @@ def _batch_norm(
         and x.shape[0] <= largest
     ):
         return *_aten.cudnn_batch_norm(
-            x.contiguous(memory_format=suggest_memory_format(x)),
+            x.contiguous(memory_format=memory_format_of(x)),
             weight,
             bias,
             running_mean,
@@ -337,7 +338,7 @@ def _whole(operation: Any) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in args):
             return operation.decompose(*args, **kwargs)
-        with torch._C._AutoDispatchBelowAutograd():
+        with dispatch.below_autograd():
             return operation(*args, **kwargs)
 
     return run

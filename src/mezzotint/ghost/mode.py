@@ -11,16 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from mezzotint.errors import GhostError
 from mezzotint.ghost.access import NONE, Access, access_of, num_turned
@@ -31,6 +22,17 @@ from mezzotint.ghost.storages import Storages
 from mezzotint.ghost.tensor_types import with_devices
 from mezzotint.ghost.twins import follow, remember, results_of, twin_of
 from mezzotint.ghost.values import Values, here
+from mezzotint.torch_internals import dispatch
+from mezzotint.torch_internals.dispatch import TorchDispatchMode, disable_torch_dispatch, disable_torch_function
+from mezzotint.torch_internals.fake import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from mezzotint.torch_internals.operators import aten
+from mezzotint.torch_internals.trees import tree_leaves, tree_map
 
 MAX_REAL = 4096
 """Floating-point CPU tensors with more elements than this are made fake."""
@@ -53,11 +55,11 @@ CAUSAL = {
     "_scaled_dot_product_cudnn_attention_backward": 14,
 }
 """Where the attention operations say whether their mask is causal."""
-_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
+_AUTOGRAD = dispatch.DispatchKey.AutogradFunctionality
 _DEVICE = torch.ops.prim.device.default
-_ITEMS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
+_ITEMS = (aten._local_scalar_dense.default, torch.ops.aten.item.default)
 _EQUAL = torch.ops.aten.equal.default
-_PACK = torch.ops.aten._pack_padded_sequence.default
+_PACK = aten._pack_padded_sequence.default
 _NO_ANSWER = object()
 _UNIQUE = frozenset({"_unique2", "_unique", "unique_consecutive"})
 
@@ -80,9 +82,7 @@ class FaceMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the call with the face set to CUDA, unless another dispatch mode passes on what C++ called."""
-        if func is _DEVICE or (
-            type(func) is torch._ops.OpOverload and torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)
-        ):
+        if func is _DEVICE or (type(func) is dispatch.OpOverload and dispatch.is_key_excluded(_AUTOGRAD)):
             return func(*args, **(kwargs or {}))
         args, kwargs = with_devices(func, args, kwargs)
         face = self._face
@@ -140,7 +140,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         was_meta = face.is_meta
         face.is_meta = False
         try:
-            with torch._C._ExcludeDispatchKeyGuard(self._faces.excluded):
+            with dispatch.exclude_keys(self._faces.excluded):
                 return self._run(func, args, kwargs or {}, was_meta)
         finally:
             face.is_meta = was_meta
@@ -162,7 +162,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             is_on_cpu = device is None or device.type == "cpu"
             if reals or not is_on_cpu or not _is_large(name, args, kwargs):
                 self.on_host()
-                with torch._C._DisableTorchDispatch():
+                with disable_torch_dispatch():
                     return func(*args, **kwargs)
         self.on_card()  # operations that nobody counts may have been taken for this one
         answer = self._answer(func, name, args, kwargs, writes)
@@ -212,7 +212,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run an operation on fake tensors; `given` are its arguments with real tensors still real."""
         kernel = KERNELS.get(func)
         try:
-            with self._fake, torch._C.DisableTorchFunction():
+            with self._fake, disable_torch_function():
                 return kernel(func, args, kwargs) if kernel is not None else func(*args, **kwargs)
         except (DynamicOutputShapeException, DataDependentOutputException):
             out = self._computed(func, name, *given)
@@ -249,7 +249,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the name of an operation and which of its arguments it writes to."""
         found = self._names.get(func)
         if found is None:
-            schema = getattr(func, "_schema", None)
+            schema = dispatch.schema_of(func)
             if schema is None:
                 found = (str(func), frozenset())
             else:
@@ -274,7 +274,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def make_fake(self, real: Tensor, device: torch.device) -> FakeTensor:
         """Return a fake tensor of the same shape, strides and dtype as a real one."""
-        with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+        with disable_torch_dispatch(), disable_torch_function():
             if real.layout is not torch.strided:
                 raise GhostError(f"a ghost GPU takes dense tensors; got one with layout {real.layout}")
             meta = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device="meta")
@@ -318,7 +318,11 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return _CPU if isinstance(value, torch.device) else value
 
         try:
-            with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction(), torch.random.fork_rng(devices=()):
+            with (
+                disable_torch_dispatch(),
+                disable_torch_function(),
+                torch.random.fork_rng(devices=()),
+            ):
                 found = func(*tree_map(stand_in, args), **tree_map(stand_in, kwargs))
         except (RuntimeError, ValueError, TypeError, IndexError):
             return None
@@ -364,7 +368,7 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._values.note(what)
         with self._fake:
             out = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in made]
-        return out[0] if len(func._schema.returns) == 1 else tuple(out)
+        return out[0] if len(dispatch.schema_of(func).returns) == 1 else tuple(out)
 
     def _pack(self, x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
         """Pack sequences: the sizes of batches are numbers on the CPU, and cuDNN reads them there."""
@@ -373,10 +377,10 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is None:
             self._values.note("full length of every sequence")
             known = torch.full((batch,), steps, dtype=torch.int64)
-        with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+        with disable_torch_dispatch(), disable_torch_function():
             sizes = _PACK(torch.empty(steps, batch, 1), known.cpu(), False)[1]
             total = int(sizes.sum())
-        with self._fake, torch._C.DisableTorchFunction():
+        with self._fake, disable_torch_function():
             out = torch.empty((total, *x.shape[2:]), dtype=x.dtype, device=_device_of(x))
         self._see(out)
         return out, sizes
@@ -431,7 +435,7 @@ def _num_true(mask: Tensor) -> int | None:
     known = twin_of(mask)
     if known is None:
         return None
-    with torch._C._DisableTorchDispatch():
+    with disable_torch_dispatch():
         return int(known.count_nonzero())
 
 

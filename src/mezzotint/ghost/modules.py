@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+
+from mezzotint.torch_internals.fake import FakeTensor, swap_tensors
+from mezzotint.torch_internals.tensors import apply_to, buffers_of, parameters_of
 
 
 class MovedParameters:
@@ -23,8 +25,8 @@ class MovedParameters:
         """Do what `nn.Module._apply` does."""
         if recurse:
             for child in module.children():
-                child._apply(change)  # type: ignore[no-untyped-call]
-        for parameter in module._parameters.values():
+                apply_to(child, change)
+        for parameter in parameters_of(module).values():
             if parameter is None:
                 continue
             with torch.no_grad():
@@ -38,9 +40,10 @@ class MovedParameters:
                 parameter.data = new
             if gradient is not None:
                 parameter.grad = gradient
-        for key, buffer in module._buffers.items():
+        buffers = buffers_of(module)
+        for key, buffer in buffers.items():
             if buffer is not None:
-                module._buffers[key] = change(buffer)
+                buffers[key] = change(buffer)
         return module
 
     def _swap(self, parameter: Tensor, new: Tensor) -> None:
@@ -72,4 +75,4 @@ def exchange(one: Any, other: Any) -> None:
     """Exchange the contents of two tensors, as `torch.utils.swap_tensors` does, whatever refers to them weakly."""
     one.__class__, other.__class__ = other.__class__, one.__class__
     one.__dict__, other.__dict__ = other.__dict__, one.__dict__
-    torch._C._swap_tensor_impl(one, other)
+    swap_tensors(one, other)

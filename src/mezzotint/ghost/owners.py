@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from mezzotint.ghost.storages import Storages
+from mezzotint.torch_internals.fake import FakeTensor
 
 WEIGHTS, GRADIENTS, STATES = "weights", "gradients", "optimizer states"
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import torch.multiprocessing
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from mezzotint.errors import GhostError
 from mezzotint.ghost.values import here
 from mezzotint.patches import Patches
+from mezzotint.torch_internals.trees import tree_map_only
 
 
 class _Done:

@@ -13,10 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.optim import optimizer
-from torch.utils import _foreach_utils
 
 from mezzotint.errors import GhostError
 from mezzotint.ghost.access import Access
@@ -35,6 +31,12 @@ from mezzotint.ghost.values import Values
 from mezzotint.hardware.devices import DeviceSpec
 from mezzotint.hardware.gpus import find_gpu
 from mezzotint.patches import Patches
+from mezzotint.torch_internals import fake, flags
+from mezzotint.torch_internals.autograd import wrap_backward, wrap_backward_of_checkpoints
+from mezzotint.torch_internals.dispatch import disable_torch_dispatch, disable_torch_function
+from mezzotint.torch_internals.fake import FakeTensor
+from mezzotint.torch_internals.registry import Feature, require
+from mezzotint.torch_internals.registry import notes as missing_notes
 
 _active: list["ghost_gpu"] = []
 
@@ -44,7 +46,7 @@ def workspace_bytes(spec: DeviceSpec) -> int:
     return 32 * MIB if (spec.compute_capability or (0, 0)) >= (9, 0) else 8 * MIB + MIB // 8
 
 
-_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
+_FAKE_LOG = logging.getLogger(fake.LOGGER)
 
 
 class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
@@ -101,7 +103,7 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
             raise GhostError("a ghost GPU works in the main thread only; enter it there")
         if torch.cuda.is_available():
             self.notes.append("this machine has a GPU, which the ghost hides and leaves alone")
-        install_guard()
+        self._check_torch()
         _active.append(self)
         stack = self._stack
         try:
@@ -145,6 +147,12 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
             raise
         return self
 
+    def _check_torch(self) -> None:
+        """Raise GhostError where this torch cannot be stood in for; note what it lacks otherwise."""
+        require(Feature.GHOST, GhostError)
+        self.notes.extend(missing_notes(Feature.GHOST))
+        install_guard()
+
     def __exit__(self, *error: Any) -> None:
         """Switch it off, whatever happened."""
         self._stack.__exit__(*error)
@@ -168,10 +176,10 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
             finally:
                 face.is_meta = was_meta
 
-        patches.wrap(torch.autograd.graph, "_engine_run_backward", run_backward)
-        patches.wrap(torch.autograd, "_engine_run_backward", run_backward)
+        wrap_backward_of_checkpoints(patches, run_backward)
+        wrap_backward(patches, run_backward)
         # builds with CUDA would start the driver before the first fake tensor
-        patches.replace(fake_tensor, "init_gpu_context", lambda _device: None)
+        fake.leave_drivers_alone(patches)
         _patch_function_apply(patches, face)
         _patch_fake_tensor(patches, self.values)
         patches.replace(
@@ -205,8 +213,7 @@ def _patch_fake_tensor(patches: Patches, values: Values) -> None:
     import numpy
 
     # optimizers and clipping take lists of tensors at once only for types that they know
-    for owner in (optimizer, _foreach_utils):
-        patches.replace(owner, "_foreach_supported_types", [*owner._foreach_supported_types, FakeTensor])
+    fake.take_many_at_once(patches)
     kinds = ("cuda", "cpu", "meta", "xpu", "mps")
     for kind in kinds:
         patches.replace(FakeTensor, f"is_{kind}", property(partial(_is_on, kind)))
@@ -215,7 +222,7 @@ def _patch_fake_tensor(patches: Patches, values: Values) -> None:
     def to_numpy(self: Any, *_args: Any, **_kwargs: Any) -> Any:
         real = twin_of(self)
         if real is not None:
-            with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+            with disable_torch_dispatch(), disable_torch_function():
                 return real.numpy().copy()
         values.note("numpy")
         kind = str(self.dtype).removeprefix("torch.")
@@ -255,10 +262,10 @@ def _patch_fake_tensor(patches: Patches, values: Values) -> None:
 def _restore_flags() -> Callable[[Any], None]:
     """Return what sets torch's global switches back to what they are now: programs set them and leave them."""
     cuda: Any = torch.backends.cuda
-    matmul, cudnn = torch._C._get_cublas_allow_tf32(), torch._C._get_cudnn_allow_tf32()
-    benchmark, deterministic = torch._C._get_cudnn_benchmark(), torch._C._get_cudnn_deterministic()
+    matmul, cudnn = flags.allows_tf32_matmul(), flags.allows_tf32_convolution()
+    benchmark, deterministic = flags.is_cudnn_benchmark(), flags.is_cudnn_deterministic()
     precision = torch.get_float32_matmul_precision()
-    dtype, device, has_grad = torch.get_default_dtype(), torch.utils._device.CURRENT_DEVICE, torch.is_grad_enabled()
+    dtype, device, has_grad = torch.get_default_dtype(), fake.default_device(), torch.is_grad_enabled()
     anomaly, checks_nan = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
     is_deterministic = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -272,12 +279,12 @@ def _restore_flags() -> Callable[[Any], None]:
 
     def restore(_: Any) -> None:
         torch.set_float32_matmul_precision(precision)
-        torch._C._set_cublas_allow_tf32(matmul)
-        torch._C._set_cudnn_allow_tf32(cudnn)
-        torch._C._set_cudnn_benchmark(benchmark)
-        torch._C._set_cudnn_deterministic(deterministic)
+        flags.allow_tf32_matmul(matmul)
+        flags.allow_tf32_convolution(cudnn)
+        flags.set_cudnn_benchmark(benchmark)
+        flags.set_cudnn_deterministic(deterministic)
         torch.set_default_dtype(dtype)
-        if device != torch.utils._device.CURRENT_DEVICE:
+        if device != fake.default_device():
             torch.set_default_device(device)
         torch.set_grad_enabled(has_grad)
         torch.autograd.set_detect_anomaly(anomaly, checks_nan)

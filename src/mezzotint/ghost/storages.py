@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from mezzotint.torch_internals.tensors import storage_number
+
 
 class MemoryEvent(NamedTuple):
     """One allocation (`nbytes` > 0) or release (`nbytes` < 0) of storage `storage`, at operation `operation`."""
@@ -33,7 +35,7 @@ class Storages:
     def see(self, tensor: Tensor) -> None:
         """Note the storage of an output; a storage that was seen before is no allocation."""
         storage = tensor.untyped_storage()
-        address = storage._cdata
+        address = storage_number(storage)
         nbytes = storage.nbytes()
         live = self._live.get(address)
         if live is not None and live[0]() is not None:
@@ -56,7 +58,7 @@ class Storages:
 
     def number_of(self, tensor: Tensor) -> int | None:
         """Return the number of a tensor's storage, None if it is not on the ghost GPU."""
-        live = self._live.get(tensor.untyped_storage()._cdata)
+        live = self._live.get(storage_number(tensor.untyped_storage()))
         return live[1] if live is not None else None
 
     def _freed(self, address: int, number: int) -> None:

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from mezzotint.patches import Patches
+from mezzotint.torch_internals.fake import FakeTensor, wrap_parsing_of_devices
 
 _DTYPES = {
     "ByteTensor": torch.uint8, "CharTensor": torch.int8, "ShortTensor": torch.int16, "IntTensor": torch.int32,
@@ -67,7 +67,7 @@ def patch_types(patches: Patches) -> None:
         patches.replace(torch, "Tensor", _with_tensor(wanted))
 
     patches.wrap(torch, "set_default_tensor_type", set_default)
-    patches.wrap(torch._C._nn, "_parse_to", _parse_to)
+    wrap_parsing_of_devices(patches, _parse_to)
 
 
 def _with_tensor(default: Any) -> Any:

@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+
+from mezzotint.torch_internals.dispatch import disable_torch_dispatch
+from mezzotint.torch_internals.fake import FakeTensor
+from mezzotint.torch_internals.tensors import storage_number
 
 MAX_KNOWN = 1 << 16
 """Integers and booleans with more elements than this have no twin."""
@@ -47,7 +50,7 @@ def twin_of(tensor: Any) -> Tensor | None:
     if not isinstance(tensor, FakeTensor):
         return tensor if isinstance(tensor, Tensor) else None
     twin = getattr(tensor, "_ghost_twin", None)
-    if twin is None or not twin.is_true[0] or twin.address != tensor.untyped_storage()._cdata:
+    if twin is None or not twin.is_true[0] or twin.address != storage_number(tensor.untyped_storage()):
         return None
     return twin.real if twin.real.shape == tensor.shape else None
 
@@ -65,7 +68,7 @@ def remember(ghost: FakeTensor, real: Tensor, base: Any = None) -> None:
         return
     twin = getattr(base, "_ghost_twin", None)
     is_true = twin.is_true if twin is not None else [True]
-    ghost._ghost_twin = Twin(real, is_true, ghost.untyped_storage()._cdata)  # type: ignore[attr-defined]
+    ghost._ghost_twin = Twin(real, is_true, storage_number(ghost.untyped_storage()))  # type: ignore[attr-defined]
 
 
 def follow(func: Any, name: str, args: Any, kwargs: Any, out: Any, writes: frozenset[int | str]) -> None:
@@ -128,7 +131,7 @@ def results_of(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     if total > 4 * MAX_KNOWN:
         return None
     try:
-        with torch._C._DisableTorchDispatch():
+        with disable_torch_dispatch():
             found = func(*given, **named)
             return found.zero_() if name in _EMPTY else found  # what nobody has written may be anything
     except (RuntimeError, ValueError, TypeError, IndexError):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mezzotint.errors import STANDARD_LIBRARY, GhostError
 from mezzotint.ghost.twins import twin_of
+from mezzotint.torch_internals.dispatch import disable_torch_dispatch, disable_torch_function
 
 MAX_ASKED = 10_000
 """How often one line may ask before it is taken for a loop that waits for a value."""
@@ -89,7 +90,7 @@ def known(tensor: Any) -> Any:
     twin = twin_of(tensor) if isinstance(tensor, Tensor) and tensor.numel() == 1 else None
     if twin is None:
         return None
-    with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+    with disable_torch_dispatch(), disable_torch_function():
         return twin.item()
 
 

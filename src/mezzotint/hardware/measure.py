@@ -26,6 +26,7 @@ import torch
 from mezzotint.errors import ConfigError
 from mezzotint.formats.catalog import find_format
 from mezzotint.hardware.timings import LAYOUTS, MatmulTime, MatmulTimings
+from mezzotint.torch_internals.operators import scaled_matmul
 
 Timer = Callable[[Callable[[], object]], float]
 
@@ -239,7 +240,10 @@ def product(
     left, right = left.to(dtype), right.to(dtype)
     if name.startswith("float8"):
         scale = torch.ones((), device=device)
-        return lambda: torch._scaled_mm(left, right, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16)
+        matmul = scaled_matmul()
+        if matmul is None:
+            raise NotImplementedError("this torch has no scaled matmul")
+        return lambda: matmul(left, right, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16)
     if is_fresh:
         call: Callable[[], object] = lambda: torch.mm(left, right)  # noqa: E731
     else:

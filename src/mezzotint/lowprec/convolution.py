@@ -9,15 +9,15 @@ gradients of convolutions hold Python's global lock while these kernels are regi
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mezzotint.lowprec.calls import count
 from mezzotint.lowprec.choice import Path
 from mezzotint.lowprec.gate import is_ours, upcast
+from mezzotint.torch_internals.operators import aten
 
 ORIGINALS = ("convolution_backward",)
-_plain = torch.ops.aten._convolution.default
+_plain = aten._convolution.default
 
 
 def kernels(originals: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:

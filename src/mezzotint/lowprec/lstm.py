@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey
 from torch.autograd.function import once_differentiable
 
 from mezzotint.lowprec.calls import count
 from mezzotint.lowprec.choice import Path
 from mezzotint.lowprec.gate import is_ours, packs
+from mezzotint.torch_internals.dispatch import DispatchKey, call_at_key
+from mezzotint.torch_internals.transforms import is_inside_transform
 
 NAME = "lstm.input"
 _lstm = torch.ops.aten.lstm.input
@@ -41,7 +42,7 @@ def _whole(
     if not (is_ours(source.dtype) and _suits(source, states, weights)):
         how = (has_biases, num_layers, dropout, train, bidirectional, batch_first)
         # torch's own, called in a way that lets go of Python's lock
-        return _lstm._op_dk(DispatchKey.CompositeImplicitAutograd, source, states, weights, *how)
+        return call_at_key(_lstm, DispatchKey.CompositeImplicitAutograd, source, states, weights, *how)
     count(NAME, Path.PACKED if packs(source.dtype) else Path.UPCAST)
     dtype, per_cell = source.dtype, 4 if has_biases else 2
     x = source.transpose(0, 1) if batch_first else source
@@ -76,7 +77,7 @@ def _suits(source: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) 
         and source.numel() > 0
         and states[0].shape == states[1].shape
         and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
-        and not torch._C._are_functorch_transforms_active()
+        and not is_inside_transform()
     )
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from mezzotint.lowprec import attention, convolution, lstm, products, recurrent
+from mezzotint.torch_internals.dispatch import DispatchKey, DispatchKeySet
 
 _libraries: list[torch.library.Library] = []
 _registered: set[str] = set()
-_CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+_CPU_KEYS = DispatchKeySet(DispatchKey.CPU)
 
 
 def register() -> None:

@@ -8,9 +8,10 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from mezzotint.kernels.constants import BFLOAT16, FLOAT16, FLOAT32
+from mezzotint.torch_internals.autograd import is_forward_mode
+from mezzotint.torch_internals.transforms import is_inside_transform, is_legacy_batched, tracing_state
 
 KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -19,9 +20,9 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def is_served(*tensors: Tensor | None) -> bool:
     """Return whether compiled kernels compute on these tensors, all that are given, here and now."""
     # what is traced for later, what is mapped over or differentiated by functions, and dual numbers
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    if torch.compiler.is_compiling() or tracing_state() is not None:
         return False
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if is_inside_transform() or is_forward_mode():
         return False
     return all(
         tensor is None
@@ -34,7 +35,7 @@ def is_served(*tensors: Tensor | None) -> bool:
             and tensor.numel() > 0
             and not tensor.is_neg()
             # what `torch.autograd.grad(..., is_grads_batched=True)` maps over
-            and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+            and not is_legacy_batched(tensor)
             and _has_instructions(tensor.dtype)
         )
         for tensor in tensors

@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from mezzotint.errors import PlanError
 from mezzotint.hardware.devices import DeviceSpec
 from mezzotint.patches import Patches
+from mezzotint.torch_internals import flags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +114,7 @@ def in_precision(precision: Precision) -> Iterator[None]:
         register_module_forward_pre_hook(before).remove,
         register_module_forward_hook(after, always_call=True).remove,
     ]
-    torch._C._set_cublas_allow_tf32(bool(precision.has_tf32))
+    flags.allow_tf32_matmul(bool(precision.has_tf32))
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from mezzotint.ghost.session import ghost_gpu
 from mezzotint.ghost.storages import MemoryEvent
 from mezzotint.hardware.devices import DeviceSpec
 from mezzotint.patches import Patches
+from mezzotint.torch_internals import flags
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import Recorder
 
@@ -82,7 +83,7 @@ class Recording:
                 yield
             finally:
                 patches.undo()
-                self._switches = torch._C._get_cublas_allow_tf32(), torch._C._get_cudnn_allow_tf32()
+                self._switches = flags.allows_tf32_matmul(), flags.allows_tf32_convolution()
                 for weight, buffers in recorder.known_tensors():
                     gpu.owners.name(weight, WEIGHTS)
                     if weight is not None and weight.grad is not None:

@@ -16,6 +16,7 @@ import torch
 
 from mezzotint.errors import ProofError
 from mezzotint.lowprec import gate
+from mezzotint.torch_internals.autograd import has_saved_tensors_hooks
 
 
 class _Setting(NamedTuple):
@@ -153,7 +154,7 @@ def _open_contexts() -> dict[str, Any]:
         "a torch function mode (torch.device, torch.set_default_device)": _length(
             "torch.overrides", "_get_current_function_mode_stack"
         ),
-        "saved_tensors_hooks": _has_saved_tensors_hooks(),
+        "saved_tensors_hooks": has_saved_tensors_hooks(),
         "mz.fast_cpu": tuple(gate.is_ours(dtype) for dtype in gate.LOW_DTYPES),
     }
     return found
@@ -162,8 +163,3 @@ def _open_contexts() -> dict[str, Any]:
 def _length(module: str, function: str) -> int:
     ask = getattr(sys.modules.get(module), function, None)
     return len(ask()) if ask is not None else 0
-
-
-def _has_saved_tensors_hooks() -> bool:
-    ask = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return ask is not None and ask(False) is not None

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from mezzotint.engine.engine import Engine
+from mezzotint.torch_internals.profiler import allocation
 from mezzotint.training.step_profile import StepProfile, summarise
 
 
@@ -157,7 +157,7 @@ def _of_own_blocks(tree: Iterable[Any]) -> Iterator[tuple[int, int]]:
     while waiting:
         node = waiting.pop()
         waiting.extend(node.children)
-        if node.tag == _EventType.Allocation and node.extra_fields.device.type == "cpu":
+        if node.tag == allocation() and node.extra_fields.device.type == "cpu":
             found.append((node.start_time_ns, node.extra_fields.ptr, node.extra_fields.alloc_size))
     alive: set[int] = set()
     for when, address, num_bytes in sorted(found, key=lambda event: event[0]):
