@@ -118,13 +118,13 @@ def _first(counter: Counter[str]) -> str:
 def _verdict(trace: Trace, findings: Sequence[Finding]) -> str:
     errors = sum(one.severity is Severity.ERROR for one in findings)
     warnings = sum(one.severity is Severity.WARNING for one in findings)
-    if not trace.steps and not any(event.name == "backward" for event in trace.events):
-        return "no training step was seen"
     said = [
         f"{number} {noun}{'s' if number > 1 else ''}"
         for number, noun in ((errors, "error"), (warnings, "warning"))
         if number
     ]
+    if not trace.steps and not any(event.name == "backward" for event in trace.events):
+        return " and ".join(said) + (", and " if said else "") + "no training step was seen"
     if not trace.steps:
         return f"{' and '.join(said) or 'nothing wrong found'}, and no step had ended"
     steps, skipped = len(trace.steps), sum(step.is_skipped for step in trace.steps)

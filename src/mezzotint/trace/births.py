@@ -104,6 +104,28 @@ def _in_float32(
     return "finite" if is_finite else "not finite", max(one.amax for one in stats)
 
 
+def runs_in_float32(func: Any, args: Any, kwargs: Any, inputs: Sequence[Tensor], error: Exception) -> bool:
+    """Whether an operation that raised does not with copies of its operands in float32: it refused their formats."""
+    if isinstance(error, torch.OutOfMemoryError) or not any(one.dtype in _LOW for one in inputs):
+        return False
+    try:
+        with torch.no_grad(), torch._C._DisableAutocast():
+            func(*[_copied(value) for value in args], **{key: _copied(value) for key, value in kwargs.items()})
+    except Exception:  # of any kind: it fails for another reason
+        return False
+    return True
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to(torch.float32, copy=True) if value.is_floating_point() else value.detach().clone()
+    if isinstance(value, torch.dtype):
+        return torch.float32 if value in _LOW else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(item) for item in value)
+    return value
+
+
 def _widened(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.float() if value.dtype in _LOW else value

@@ -17,7 +17,7 @@ from torch import Tensor
 from mezzotint.torch_internals import autograd
 from mezzotint.torch_internals.dispatch import TorchDispatchMode
 from mezzotint.trace.addresses import address_of
-from mezzotint.trace.births import Births
+from mezzotint.trace.births import Births, runs_in_float32
 from mezzotint.trace.lanes import NOWHERE, Lane, Lanes, Place
 from mezzotint.trace.module_names import ModuleNames
 from mezzotint.trace.ranges import Ranges, TensorRange
@@ -108,6 +108,7 @@ class Tape:
         self.created: dict[int, int] = {}  # address -> the operation that made a new tensor there
         self.step_first = 0  # the first operation of the current step
         self.errors: list[tuple[int, BaseException]] = []
+        self.refused_formats: list[int] = []  # operations that raised, and do not with their operands in float32
         self.scaled_gradients: set[int] = set()  # addresses of gradients that still carry the loss scale
         self.scaled_reads: list[int] = []  # operations outside backward that read them
         self._known: dict[Any, Entry] = {}
@@ -156,6 +157,8 @@ class Tape:
                 (entry, self.step, producers, tuple(numbers), perf_counter() - start, lane.thread, str(error))
             )
             self.errors.append((len(self.log) - 1, error))
+            if runs_in_float32(func, args, kwargs, inputs, error):
+                self.refused_formats.append(len(self.log) - 1)
             raise
         seconds = perf_counter() - start
         if self.scaled_gradients and phase is not Phase.BACKWARD:
@@ -259,8 +262,11 @@ class Tape:
             if traits.name.startswith("_foreach_"):
                 largest = sum(shape.numel() for _, shape in metas)
             ranges = tuple(
-                TensorRange(dtype_name(dtype)) if self._is_measured(traits, inputs, dtype, len(metas)) else None
-                for dtype, _ in metas
+                TensorRange(dtype_name(dtype))
+                if (traits.num_results is None or place_in < traits.num_results)
+                and self._is_measured(traits, inputs, dtype, len(metas))
+                else None
+                for place_in, (dtype, _) in enumerate(metas)
             )
             entry = self._known[key] = Entry(
                 len(self.entries), traits, phase, place, inputs, metas, autocast, node,

@@ -24,6 +24,7 @@ from mezzotint.trace.addresses import address_of
 from mezzotint.trace.gradients import Gradients, weights_of
 from mezzotint.trace.lanes import Lane, Region
 from mezzotint.trace.mode import Tape, dtype_name
+from mezzotint.trace.operands import operands_of
 from mezzotint.trace.record import UNKNOWN, Event
 
 _PASSED_THROUGH = frozenset(
@@ -35,6 +36,7 @@ _SCALER_KEYS = frozenset({"scale", "growth_factor"})
 _OPTIMIZER_KEYS = frozenset({"state", "param_groups"})
 _SCAN_DEPTH = 5
 _ZEROED = frozenset({"zero_", "_foreach_zero_", "zeros_like", "zeros", "new_zeros"})
+_PARTS_OF_CLIPPING = ("_get_total_norm", "_clip_grads_with_norm_")
 _Dtypes = dict[tuple[str, tuple[int, ...]], set[str]]
 
 
@@ -82,7 +84,7 @@ class Protocol:
             ("scale", self._scale),
             ("unscale_", self._unscale),
             ("step", self._scaler_step),
-            ("update", self._plain("scaler.update", lambda scaler, *_a, **_k: {"is_enabled": scaler.is_enabled()})),
+            ("update", self._plain("scaler.update", self._update_facts)),
             ("get_scale", self._plain("scaler.get_scale")),
             ("state_dict", self._plain("scaler.state_dict")),
             ("load_state_dict", self._plain("scaler.load_state_dict")),
@@ -96,6 +98,9 @@ class Protocol:
         for owner in (clip_grad, torch.nn.utils):
             for name in ("clip_grad_norm_", "clip_grad_value_"):
                 wrap(owner, name, self._as_update)
+        for name in _PARTS_OF_CLIPPING:  # looked up in the module, however the function around them was imported
+            if hasattr(clip_grad, name):
+                wrap(clip_grad, name, self._as_update)
         for scheduler in (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau):
             if "step" in vars(scheduler):
                 wrap(
@@ -144,7 +149,7 @@ class Protocol:
                 site=tape.sites.of_error(error.__traceback__),
                 module="",
                 thread=lane.thread,
-                facts={"error": str(error), "error_class": type(error).__name__},
+                facts={"error": str(error), "error_class": type(error).__name__, **operands_of(error)},
             )
         )
 
@@ -163,6 +168,9 @@ class Protocol:
 
     def _failing(self, name: str, lane: Lane, facts: Mapping[str, Any]) -> AbstractContextManager[Any]:
         return _Failing(self, name, lane, facts)
+
+    def _update_facts(self, scaler: Any, *_args: Any, **_kwargs: Any) -> dict[str, Any]:
+        return {"is_enabled": scaler.is_enabled(), "scaler": self._serial(scaler)}
 
     def _serial(self, owner: Any) -> int:
         """Return a number for a scaler or an optimizer that no other gets, whatever becomes of its address."""
@@ -353,6 +361,7 @@ class Protocol:
             "num_of_others": self.gradients.num_of_others(weights_of(optimizer), self._serial(scaler)),
             "grad_dtypes": sorted({dtype_name(w.grad.dtype) for w in weights_of(optimizer) if w.grad is not None}),
             "scaler": self._serial(scaler),
+            "optimizer_id": self._serial(optimizer),
         }
         with self._failing("scaler.unscale", lane, facts), lane.updating():
             result = original(scaler, optimizer)
@@ -370,6 +379,7 @@ class Protocol:
             "optimizer": type(optimizer).__name__,
             "optimizer_id": self._serial(optimizer),
             "scaler": self._serial(scaler),
+            "num_grads": sum(weight.grad is not None for weight in weights_of(optimizer)),
         }
         self._scaler_depth += 1
         try:
@@ -412,6 +422,8 @@ class Protocol:
             "num_scaled": self.gradients.num_scaled(weights),
             "num_mixed": self.gradients.num_mixed(weights),
             "num_weights": len(weights),
+            "num_grads": sum(weight.grad is not None for weight in weights),
+            "is_trained": any(weight.requires_grad for weight in weights),
             "num_rewritten": self._num_rewritten(weights),
             "dtypes": sorted({dtype_name(weight.dtype) for weight in weights}),
             "grad_dtypes": sorted({dtype_name(w.grad.dtype) for w in weights if w.grad is not None}),

@@ -265,7 +265,8 @@ class Trace:
 
     `command` is what was run; `facts` describe the machine and versions; `notes` say what was not seen and why.
     `modules` maps each module path that was called to its class name. `scaled_reads` are the operations outside
-    backward that read gradients which still carried the loss scale.
+    backward that read gradients which still carried the loss scale; `refused_formats` those that raised and do not with
+    their operands in float32.
     """
 
     command: str = ""
@@ -280,6 +281,7 @@ class Trace:
     modules: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     scaled_reads: list[int] = field(default_factory=list)
+    refused_formats: list[int] = field(default_factory=list)
 
     def counts(self) -> dict[int, int]:
         """Return how often each call was executed, by its index, in steps that ended if there are any."""

@@ -404,6 +404,7 @@ class Recorder:
             modules=self._names.classes(),
             notes=[*self.notes, *self._missing, *self._notes()],
             scaled_reads=list(self._tape.scaled_reads),
+            refused_formats=list(self._tape.refused_formats),
         )
 
     def _notes(self) -> list[str]:

@@ -55,6 +55,29 @@ class Traits:
     cost: Callable[..., Any] | None
     is_elementwise: bool
     is_marker: bool
+    num_results: int | None = None
+
+
+_SEVERAL_RESULTS = {
+    "_cudnn_rnn": 3, "_thnn_fused_lstm_cell": 2, "mkldnn_rnn_layer": 3, "miopen_rnn": 3,
+    "_aminmax": 2, "_linalg_svd": 3, "_linalg_eigh": 2, "_linalg_slogdet": 2,
+}  # fmt: skip
+_INTERNAL = ("_", "native_", "cudnn_", "miopen_", "mkldnn_")
+_ALL_RESULTS = ("_foreach_", "_fused_", "_amp_", "_unpack", "_pack", "_unique")
+
+
+def num_results_of(base: str) -> int | None:
+    """Return how many leading outputs are results, None for all: the others are tables kept for backward.
+
+    Operations that torch calls under another name than the user did (`ctc_loss` is `_ctc_loss`) return, behind their
+    result, what only their own backward reads: logsumexp, saved means, lattices of path probabilities.
+    """
+    if "backward" in base or base.startswith(_ALL_RESULTS):
+        return None
+    if base in _SEVERAL_RESULTS:
+        return _SEVERAL_RESULTS[base]
+    is_internal = base.startswith(_INTERNAL) or base.endswith(("_forward", "_with_indices", "_flash_attention"))
+    return 1 if is_internal else None
 
 
 def traits_of(func: Any) -> Traits:
@@ -91,6 +114,7 @@ def traits_of(func: Any) -> Traits:
         cost=_COSTS.get(func.overloadpacket),
         is_elementwise=torch.Tag.pointwise in tags or torch.Tag.reduction in tags or base in _REDUCTIONS,
         is_marker=namespace in ("profiler", "prim"),
+        num_results=None if written else num_results_of(base),
     )
 
 

@@ -15,18 +15,37 @@ _COUNTED = frozenset({"arange", "cumsum", "nonzero", "linspace"})
 _PROBABILITIES = frozenset({"_softmax", "softmax", "sigmoid", "_safe_softmax"})
 _SQUARES = frozenset({"mul", "pow", "square", "mul_", "pow_"})
 _COMPARED = frozenset({"ne", "eq", "gt", "ge", "lt", "le", "logical_not"})
+_BCE = "binary_cross_entropy"
 _ANGLE_ERROR = 0.05  # radians
 _SHIFTED = frozenset({"add", "sub", "add_", "sub_", "rsub", "neg", "floor", "round", "remainder", "clamp", "minimum"})
 _SUMMED = frozenset(
     {"sum", "mean", "neg", "mul", "div", "clamp", "clamp_min", "clamp_max", "where", "mul_", "div_", "cumsum"}
 )
+_TERMS = frozenset({"add", "sub", "add_", "sub_", "rsub"})
+_REDUCTIONS = frozenset(
+    {"sum", "mean", "norm", "linalg_vector_norm", "logsumexp", "prod", "amax", "amin", "max", "min", "var", "std",
+     "dot", "vdot", "binary_cross_entropy", "dist"}
+)  # fmt: skip
 _LOGARITHMS = frozenset(
     {"_log_softmax", "log_softmax", "log", "logsumexp", "log_sigmoid_forward", "log1p", "nll_loss_forward"}
 )
 
 
-def _is_scalar(call: Call) -> bool:
-    return bool(call.outputs) and all(meta.numel == 1 for meta in call.outputs)
+def _is_summed(call: Call) -> bool:
+    """Whether a loss passes on its way: casts, views, sums and factors of single numbers."""
+    is_single = bool(call.outputs) and all(meta.numel == 1 for meta in call.outputs)
+    return is_single and (is_relay(call) or call.name in _SUMMED or call.name in _TERMS)
+
+
+def _is_low_sum(call: Call) -> bool:
+    """Whether a call makes one number of a tensor in low precision; an activation of one element is no sum."""
+    return (
+        bool(call.outputs)
+        and bool(call.inputs)
+        and call.outputs[0].shape == ()
+        and call.outputs[0].is_low
+        and (call.name in _REDUCTIONS or "loss" in call.name)
+    )
 
 
 def _spacing(dtype: str, magnitude: float) -> float:
@@ -48,9 +67,10 @@ def _low_loss(view: TraceView) -> Iterator[Finding]:
             root = view.operation(maker)
             if root is None:
                 continue
-            chain = [root, *view.ancestors(root, through=_is_scalar)]
-            low = [one for one in chain if _is_scalar(one.call) and one.call.outputs[0].is_low]
-            low = [one for one in low if one.call.kind is not Kind.CAST and one.call.inputs]
+            chain = [root, *view.ancestors(root, through=_is_summed)]
+            low = [one for one in chain if _is_low_sum(one.call)]
+            if root.call.outputs and root.call.outputs[0].is_low and root.call.kind is not Kind.CAST:
+                low = low or ([root] if not is_product(root.call) and root.call.kind is not Kind.VIEW else [])
             if not low or low[-1].call.index in seen:
                 continue
             found = low[-1]
@@ -122,8 +142,37 @@ def _low_log(view: TraceView) -> Iterator[Finding]:
         )
 
 
+def _low_normalized(view: TraceView) -> Iterator[Finding]:
+    """log_softmax written out, logits minus their logsumexp, in a coarse format."""
+    for operation in view.calls("sub", "sub_", phases=_FORWARD):
+        call = operation.call
+        if len(operation.producers) != 2 or not call.outputs[0].is_low or not call.inputs[1].is_low:
+            continue
+        subtracted = view.operation(operation.producers[1])
+        dtype = call.outputs[0].dtype
+        if subtracted is None or spec(dtype).significant_bits >= _COARSE_BITS:
+            continue
+        through = lambda call: is_relay(call) or call.name in ("add", "amax", "max")  # noqa: E731
+        if not any(
+            one.call.name in ("logsumexp", "log") and one.call.outputs[0].numel < call.outputs[0].numel
+            for one in (subtracted, *view.ancestors(subtracted, through=through, depth=6))
+        ):
+            continue
+        amax = _amax(operation)
+        yield view.finding(
+            LOW_LOG_SOFTMAX.code,
+            Severity.WARNING,
+            f"log-probabilities are made in {dtype}, as logits minus their logsumexp: near {amax or 5:.3g} they are "
+            f"{_spacing(dtype, amax or 5):.2g} apart",
+            operation=operation,
+            advice="use logits.float()",
+            evidence={"dtype": dtype, "spacing": _spacing(dtype, amax or 5.0), "amax": amax or None},
+        )
+
+
 def _low_log_probabilities(view: TraceView) -> Iterator[Finding]:
     yield from _low_log_softmax(view)
+    yield from _low_normalized(view)
     yield from _low_log(view)
 
 
@@ -333,7 +382,11 @@ def _is_from_integers(call: Call) -> bool:
 def _unsafe_bce(view: TraceView) -> Iterator[Finding]:
     """Binary cross-entropy on probabilities that were rounded."""
     for event in view.events("error"):
-        if "unsafe to autocast" in str(event.facts["error"]):
+        is_refused = event.facts["error_class"] == "RuntimeError" and _BCE in (
+            event.facts["raised_in"],
+            event.facts["called"],
+        )
+        if is_refused and any(one.facts["dtype"] is not None for one in view.events("autocast.enter")):
             yield view.finding(
                 UNSAFE_BCE.code,
                 Severity.ERROR,

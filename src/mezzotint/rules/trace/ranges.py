@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from mezzotint.findings import Finding, Severity
 from mezzotint.rules.rule import Rule
-from mezzotint.rules.trace.view import TraceView, spec
-from mezzotint.trace.record import Operation, Phase
+from mezzotint.rules.trace.view import TraceView, is_relay, spec
+from mezzotint.trace.record import Birth, Kind, Operation, Phase
 
 _TAKES_CONSTANT = frozenset(
     {"clamp", "clamp_", "clamp_min", "clamp_min_", "clamp_max", "clamp_max_", "add", "add_", "sub", "sub_", "rsub",
@@ -13,12 +13,12 @@ _TAKES_CONSTANT = frozenset(
      "_foreach_add_", "scalar_tensor"}
 )  # fmt: skip
 _STORES = frozenset({"full", "full_like", "new_full", "fill_", "scalar_tensor"})
+_MASKS = frozenset({"masked_fill", "masked_fill_", "where", "full", "full_like", "new_full", "fill_", "mul", "rsub"})
 _ALMOST_ONE = 0.9
 
 
 def _overflow(view: TraceView) -> Iterator[Finding]:
     """An operation made infinities or NaN out of finite numbers, and float32 would not have."""
-    is_scaled = any(event.facts.get("is_enabled") for event in view.events("scaler.scale"))
     for birth in view.trace.births:
         operation = view.operation(birth.operation)
         if operation is None:
@@ -37,7 +37,7 @@ def _overflow(view: TraceView) -> Iterator[Finding]:
             continue
         else:
             code = OVERFLOW.code
-            is_search = is_scaled and call.phase in (Phase.BACKWARD, Phase.OPTIMIZER)
+            is_search = call.phase in (Phase.BACKWARD, Phase.OPTIMIZER) and _is_search(view, birth, low)
             severity = Severity.INFO if is_search else Severity.ERROR if birth.wide == "finite" else Severity.WARNING
             limit = spec(low).max
             reason = (
@@ -55,9 +55,7 @@ def _overflow(view: TraceView) -> Iterator[Finding]:
             severity,
             f"{call.name} makes {what} out of finite numbers; {reason}",
             operation=operation,
-            advice="cast its input to float32, or keep the module in float32: keep=..."
-            if code == OVERFLOW.code
-            else None,
+            advice=_advice(view, operation) if code == OVERFLOW.code else None,
             evidence={
                 "inputs": [
                     {"dtype": dtype, "smallest": smallest, "amax": amax} for dtype, smallest, amax in birth.inputs
@@ -67,6 +65,30 @@ def _overflow(view: TraceView) -> Iterator[Finding]:
                 "step": operation.step,
             },
         )
+
+
+def _is_search(view: TraceView, birth: Birth, dtype: str) -> bool:
+    """Whether a smaller loss scale would have kept these gradients within the format: a scaler finds it."""
+    scales = [one.facts for one in view.events("scaler.scale") if one.operation <= birth.operation]
+    if not scales or not scales[-1]["is_enabled"]:
+        return False
+    backward = [one for one in view.events("backward") if one.operation <= birth.operation]
+    if backward and not backward[-1].facts["is_scaled"]:
+        return False
+    scale = scales[-1]["scale"]
+    return scale is None or birth.wide_amax is None or birth.wide_amax <= spec(dtype).max * scale
+
+
+def _advice(view: TraceView, operation: Operation) -> str:
+    if operation.call.kind is Kind.CAST and any(
+        one.call.name in _MASKS for one in view.ancestors(operation, through=is_relay, depth=8)
+    ):
+        dtype = operation.call.outputs[0].dtype
+        return (
+            "use a boolean mask, or fill it with the lowest number of its own dtype: "
+            f"torch.finfo(mask.dtype).min with a mask that is {dtype} from the start"
+        )
+    return "cast its input to float32, or keep the module in float32: keep=..."
 
 
 def _lost_constants(view: TraceView) -> Iterator[Finding]:

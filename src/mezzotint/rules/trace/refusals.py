@@ -5,29 +5,30 @@ from collections.abc import Iterator
 from mezzotint.findings import Finding, Severity
 from mezzotint.rules.rule import Rule
 from mezzotint.rules.trace.view import TraceView
-from mezzotint.trace.record import Operation, Phase
+from mezzotint.trace.record import FLOATING, LOW_PRECISION, Operation, Phase
 
-_COMPACT = ("Half", "BFloat16", "float16", "bfloat16", "FP16")
-_OTHERS = ("unscale FP16",)  # what other rules are about
-_ABOUT_OPERANDS = ("same", "dtype", "calar", "not implemented for", "but got", "but found", "expected")
-_ABOUT_DTYPES = ("dtype", "same type", "scalar type", "Half", "BFloat16", "Float but", "but found")
+_RAISED = frozenset({"RuntimeError", "TypeError", "NotImplementedError"})
+_CALLS_OF_OTHERS = frozenset({"unscale_", "_unscale_grads_", "binary_cross_entropy"})  # what other rules are about
 
 
 def _refused(view: TraceView) -> Iterator[Finding]:
     said = {operation.error for operation in view.trace.operations if operation.error is not None}
     for event in view.events("error"):  # raised before an operation was reached
-        text = str(event.facts["error"])
-        if text in said or not any(word in text for word in _COMPACT) or any(word in text for word in _OTHERS):
+        facts = event.facts
+        text = str(facts["error"])
+        if text in said or facts["error_class"] not in _RAISED or facts["raised_in"] in _CALLS_OF_OTHERS:
             continue
-        if not any(word in text for word in _ABOUT_OPERANDS):
+        dtypes = [dtype for dtype in facts["operand_dtypes"] if dtype in FLOATING]
+        is_low = any(dtype in LOW_PRECISION for dtype in dtypes)
+        if facts["is_inference"] or not is_low or (len(dtypes) < 2 and facts["called"] != "numpy"):
             continue
         yield view.finding(
             REFUSED.code,
             Severity.ERROR,
-            f"{event.facts['error_class']}: {_short(text)}",
+            f"{facts['error_class']}: {_short(text)}",
             event=event,
             advice="NumPy has no bfloat16: .float() before .numpy()"
-            if "ScalarType" in text
+            if facts["called"] == "numpy"
             else "bring inputs, weights and buffers to one dtype, or let autocast do it",
             evidence={"error": text},
         )
@@ -36,9 +37,7 @@ def _refused(view: TraceView) -> Iterator[Finding]:
             continue
         call = operation.call
         dtypes = sorted({meta.dtype for meta in call.inputs if meta.is_floating})
-        if len(dtypes) < 2 and not any(word in operation.error for word in _ABOUT_DTYPES):
-            continue
-        if not any(meta.is_low for meta in call.inputs):
+        if operation.index not in view.trace.refused_formats:
             continue
         yield view.finding(
             REFUSED.code,
@@ -77,6 +76,40 @@ def _short(text: str) -> str:
     return text.strip().splitlines()[0].rstrip(".") if text.strip() else "no message"
 
 
+def _inference(view: TraceView) -> Iterator[Finding]:
+    """A call outside inference mode that raised, with a tensor that was made in it."""
+    for event in view.events("error", "backward"):
+        if (
+            "error" not in event.facts
+            or not event.facts.get("is_inference")
+            or event.facts["error_class"] not in _RAISED
+        ):
+            continue
+        yield view.finding(
+            INFERENCE_TENSORS.code,
+            Severity.ERROR,
+            "a tensor that was made under torch.inference_mode() enters the training graph, which cannot save it for "
+            f"backward: {event.facts['error_class']}",
+            event=event,
+            advice="make it under torch.no_grad() instead, or clone() it outside inference mode",
+            evidence={"error": event.facts["error"]},
+        )
+        return
+
+
+INFERENCE_TENSORS = Rule(
+    code="MZ262",
+    name="inference-tensors-in-training",
+    summary="a tensor made in inference mode enters the training graph",
+    severity=Severity.ERROR,
+    why="Tensors made under torch.inference_mode() have no version counter and cannot be saved for backward; with "
+    "autocast, weights that were cast there cannot either.",
+    bad="with torch.inference_mode(): h = body(x)\nloss = head(h).float().mean()",
+    good="with torch.no_grad(): h = body(x)\nloss = head(h).float().mean()",
+    fix="Use torch.no_grad() for what training reads later.",
+    sources=("https://github.com/huggingface/trl/issues/2983",),
+    check=_inference,
+)
 REFUSED = Rule(
     code="MZ261",
     name="refused-dtypes",
@@ -89,4 +122,4 @@ REFUSED = Rule(
     fix="Bring the operands to one dtype; decorate autograd Functions with custom_fwd and custom_bwd.",
     check=_refused,
 )
-RULES = (REFUSED,)
+RULES = (REFUSED, INFERENCE_TENSORS)

@@ -25,10 +25,7 @@ _NORMS = frozenset(
 _SHRINKS = frozenset({"mul_", "_foreach_mul_", "div_", "_foreach_div_", "clamp_", "clamp_min_", "clamp_max_",
                       "_foreach_clamp_max_", "_foreach_clamp_min_"})  # fmt: skip
 _FOLLOWED = 4  # operations from a gradient to the weight that it moves
-_TWICE = "already been called"
-_HALF_WEIGHTS = "Attempting to unscale FP16 gradients"
-_NOT_SCALED = "_scale is None"
-_NO_CHECKS = "No inf checks were recorded"
+_CALLED = {"scaler.unscale": "scaler.unscale_", "scaler.step": "scaler.step"}
 _LEAST_SCALE = 64.0  # a power of two from here on, on a float16 loss, is a loss scale and no weight
 _ADDS = frozenset({"add_", "sub_", "_foreach_add_", "_foreach_sub_", "addcmul_", "add", "sub"})
 _BY_HAND = 2.0  # a root multiplied by this much or more is taken for one that is scaled by hand
@@ -55,7 +52,12 @@ def _clipped_by_hand(view: TraceView) -> Iterator[Finding]:
     """A norm of scaled gradients, then a factor on them, without torch's clip functions and without the scale."""
     if any(True for _ in view.events("scaler.get_scale")):
         return  # the scale was asked for: the program unscales by hand
-    reads = [one for one in (view.operation(index) for index in view.trace.scaled_reads) if one is not None]
+    clips = {(event.step, frame.path, frame.line) for event in view.events("clip") for frame in event.site}
+    reads = [
+        one
+        for one in (view.operation(index) for index in view.trace.scaled_reads)
+        if one is not None and not any((one.step, frame.path, frame.line) in clips for frame in one.call.site)
+    ]
     measured: dict[int, bool] = {}
     seen: set[object] = set()
     for operation in reads:
@@ -303,18 +305,29 @@ def _scheduled_while_skipped(view: TraceView) -> Iterator[Finding]:
 
 
 def _unscaled_twice(view: TraceView) -> Iterator[Finding]:
-    for event in view.events("scaler.unscale", "scaler.step"):
-        if _TWICE in str(event.facts.get("error", "")):
+    """torch raises when a scaler meets an optimizer again before update: told by the calls made, not by its words."""
+    done: set[tuple[object, object]] = set()  # (scaler, optimizer) that were unscaled or stepped since the update
+    stepped: set[tuple[object, object]] = set()
+    for event in view.events("scaler.unscale", "scaler.step", "scaler.update"):
+        if event.name == "scaler.update":
+            done = {one for one in done if one[0] != event.facts["scaler"]}
+            stepped &= done
+            continue
+        key = (event.facts["scaler"], event.facts["optimizer_id"])
+        if "error" in event.facts and key in (done if event.name == "scaler.unscale" else stepped):
             yield view.finding(
                 UNSCALED_TWICE.code,
                 Severity.ERROR,
-                f"{event.name.replace('scaler.', 'scaler.')}() is called a second time for this optimizer before "
-                "scaler.update()",
+                f"{_CALLED[event.name]}() is called a second time for this optimizer before scaler.update()",
                 event=event,
                 advice="unscale, clip, step and update once, where the accumulation of gradients ends",
                 evidence={"error": event.facts["error"]},
             )
             return
+        if event.facts["is_enabled"] and "error" not in event.facts and not event.facts.get("in_step"):
+            done.add(key)
+            if event.name == "scaler.step":
+                stepped.add(key)
 
 
 def _mixed_gradients(view: TraceView) -> Iterator[Finding]:
@@ -406,7 +419,7 @@ def _share_lost(view: TraceView, event: Event) -> float | None:
 
 def _half_weights(view: TraceView) -> Iterator[Finding]:
     for event in view.events("scaler.unscale"):
-        if "float16" in event.facts["grad_dtypes"] or _HALF_WEIGHTS in str(event.facts.get("error", "")):
+        if event.facts["is_enabled"] and "float16" in event.facts["grad_dtypes"]:
             named = [one.name for one in view.trace.parameters if one.dtype == "float16"]
             yield view.finding(
                 HALF_WEIGHTS.code,
@@ -440,7 +453,7 @@ def _closure(view: TraceView) -> Iterator[Finding]:
 def _never_updated(view: TraceView) -> Iterator[Finding]:
     """scaler.update() missing between steps, called between two optimizers of one step, or before any step."""
     for event in view.events("scaler.update"):
-        if _NO_CHECKS in str(event.facts.get("error", "")):
+        if "error" in event.facts and not _was_used(view, event):
             yield view.finding(
                 UPDATE_ORDER.code,
                 Severity.ERROR,
@@ -481,6 +494,17 @@ def _never_updated(view: TraceView) -> Iterator[Finding]:
                 return
 
 
+def _was_used(view: TraceView, update: Event) -> bool:
+    """Whether the scaler unscaled or stepped an optimizer, or tried to, since its last update."""
+    is_used = False
+    for event in view.events("scaler.unscale", "scaler.step", "scaler.update"):
+        if event is update:
+            return is_used
+        if event.facts["scaler"] == update.facts["scaler"]:
+            is_used = event.name != "scaler.update"
+    return is_used
+
+
 def _unsaved_scaler(view: TraceView) -> Iterator[Finding]:
     if not any(event.facts["is_enabled"] for event in view.events("scaler.scale")):
         return
@@ -517,12 +541,13 @@ def _unsaved_scaler(view: TraceView) -> Iterator[Finding]:
 
 
 def _never_scaled(view: TraceView) -> Iterator[Finding]:
+    scaled = {event.facts["scaler"] for event in view.events("scaler.scale")}
     for event in view.events("scaler.step", "scaler.unscale"):
-        if _NOT_SCALED in str(event.facts.get("error", "")):
+        if "error" in event.facts and event.facts["is_enabled"] and event.facts["scaler"] not in scaled:
             yield view.finding(
                 NEVER_SCALED.code,
                 Severity.ERROR,
-                f"{event.name}() is called on a scaler that has scaled no loss",
+                f"{_CALLED[event.name]}() is called on a scaler that has scaled no loss",
                 event=event,
                 advice="call backward on scaler.scale(loss), with the scaler that steps the optimizer",
                 evidence={"error": event.facts["error"]},

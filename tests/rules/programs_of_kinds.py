@@ -1,0 +1,342 @@
+"""More programs that break a rule and that do not, as in `programs_of_rules`: gradients that are missing, decisions."""
+
+from functools import partial
+
+import torch
+from programs_of_rules import Step, brain, data, half, parts, trained
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# steps without gradients
+
+
+def _masked(empty: Tensor | None, *, is_caught: bool = False) -> Step:
+    """Return a step whose loss is `empty` in every second step; None keeps the graph."""
+    net, optimizer, scaler = parts()
+    count = [0]
+
+    def step() -> None:
+        count[0] += 1
+        optimizer.zero_grad()
+        with half():
+            prediction = net(data())
+        loss = F.mse_loss(prediction.float(), torch.ones(6, 4))
+        if count[0] % 2 == 0:
+            loss = prediction.float().sum() * 0 if empty is None else empty.clone().requires_grad_()
+        scaler.scale(loss).backward()
+        try:
+            scaler.step(optimizer)
+        except AssertionError:
+            if not is_caught:
+                raise
+        scaler.update()
+
+    return step
+
+
+def bad_mz237() -> Step:
+    return _masked(torch.zeros(()))
+
+
+def bad_mz237_full() -> Step:
+    return _masked(torch.full((), 0.5))
+
+
+def bad_mz237_detached() -> Step:
+    net, optimizer, scaler = parts()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with half():
+            features = net(data()).detach()
+        weight = torch.ones(4, requires_grad=True)
+        scaler.scale((features.float() * weight).mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def bad_mz237_replaced_parameters() -> Step:
+    """The optimizer holds the parameters from before the model was cast."""
+    net, _, _ = parts()
+    optimizer = torch.optim.SGD([nn.Parameter(weight.detach().clone()) for weight in net.parameters()], lr=0.1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with brain():
+            loss = net(data()).float().square().mean()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def bad_mz237_frozen_by_mistake() -> Step:
+    net, optimizer, _ = parts()
+    head = nn.Linear(4, 1)
+
+    def step() -> None:
+        with torch.no_grad(), brain():
+            h = net(data())
+        head(h.float()).square().mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def good_mz237() -> Step:
+    return _masked(None)
+
+
+def good_mz237_skipped() -> Step:
+    net, optimizer, scaler = parts()
+    count = [0]
+
+    def step() -> None:
+        count[0] += 1
+        optimizer.zero_grad()
+        with half():
+            loss = net(data()).float().square().mean()
+        if count[0] == 2:
+            return
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def good_mz237_unused_head() -> Step:
+    net, _, _ = parts()
+    unused = nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW([*net.parameters(), *unused.parameters()])
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with brain():
+            loss = net(data()).float().square().mean()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def good_mz237_frozen() -> Step:
+    net, optimizer, _ = parts()
+    for weight in net[0].parameters():
+        weight.requires_grad_(False)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with brain():
+            loss = net(data()).float().square().mean()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+# skipped steps
+
+
+def _skipping(loss_of, *, scale: float = 256.0) -> Step:
+    net, optimizer, scaler = parts(init_scale=scale)
+    count = [0]
+
+    def step() -> None:
+        count[0] += 1
+        optimizer.zero_grad()
+        with half():
+            prediction = net(data())
+        scaler.scale(loss_of(prediction.float(), count[0])).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def bad_mz238() -> Step:
+    """Every second batch has no valid element."""
+    return _skipping(lambda out, count: (out.square().mean(-1) * (count % 2)).sum() / (6 * (count % 2)))
+
+
+def bad_mz238_loss() -> Step:
+    return _skipping(lambda out, count: out.square().mean() / torch.tensor(float(count % 2)))
+
+
+def bad_mz238_root_of_zero() -> Step:
+    return _skipping(lambda out, _count: (out - out.detach()).square().sum(-1).sqrt().mean() + out.square().mean())
+
+
+def bad_mz238_distance_to_itself() -> Step:
+    return _skipping(lambda out, count: (out * (count % 2)).square().sum(-1).pow(0.5).mean())
+
+
+def good_mz238() -> Step:
+    return _skipping(lambda out, count: (out.square().mean(-1) * (count % 2)).sum() / max(1, 6 * (count % 2)))
+
+
+def good_mz238_search() -> Step:
+    return _skipping(lambda out, _count: out.square().mean(), scale=2.0**30)
+
+
+def good_mz238_one_search() -> Step:
+    return _skipping(lambda out, _count: out.square().sum(), scale=2.0**17)
+
+
+def good_mz238_guarded_root() -> Step:
+    return _skipping(lambda out, _count: (out.square().sum(-1) + 1e-6).sqrt().mean())
+
+
+# inference tensors
+
+
+def _rollout(mode, *, is_cloned: bool = False) -> Step:
+    body, optimizer, _ = parts()
+    head = nn.Linear(4, 3)
+
+    def step() -> None:
+        with mode(), brain():
+            hidden = body(data())
+        hidden = hidden.clone() if is_cloned else hidden
+        with brain():
+            loss = head(hidden).float().square().mean()
+        loss.backward()
+        optimizer.step()
+
+    optimizer.add_param_group({"params": list(head.parameters())})
+    return step
+
+
+def bad_mz262() -> Step:
+    return _rollout(torch.inference_mode)
+
+
+def bad_mz262_product() -> Step:
+    with torch.inference_mode():
+        table = torch.randn(6, 4)
+    return trained(lambda net: (net(data()).float() * table).mean())
+
+
+def bad_mz262_matmul() -> Step:
+    with torch.inference_mode():
+        table = torch.randn(4, 4)
+
+    return trained(lambda net: (net(data()) @ table).mean(), region=partial(brain, enabled=False))
+
+
+def bad_mz262_method() -> Step:
+    with torch.inference_mode():
+        table = torch.randn(6, 4)
+
+    return trained(lambda net: net(data()).float().mul(table).mean())
+
+
+def good_mz262() -> Step:
+    return _rollout(torch.no_grad)
+
+
+def good_mz262_cloned() -> Step:
+    return _rollout(torch.inference_mode, is_cloned=True)
+
+
+def good_mz262_added() -> Step:
+    """A sum needs nothing of its operands in backward."""
+    with torch.inference_mode():
+        table = torch.randn(6, 4)
+    return trained(lambda net: (net(data()).float() + table).mean())
+
+
+# one-element activations, internal tables, log-probabilities
+
+
+def good_mz201_one_output_of_one_sample() -> Step:
+    net, optimizer, _ = parts(out=1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with brain():
+            value = net(data(1))
+        value.float().square().mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def good_mz201_value_head() -> Step:
+    net, optimizer, _ = parts(out=1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with brain():
+            value = torch.sigmoid(net(data(1))).squeeze()
+        F.mse_loss(value.float(), torch.tensor(0.5)).backward()
+        optimizer.step()
+
+    return step
+
+
+def good_mz201_pooled() -> Step:
+    net, optimizer, _ = parts(out=1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with brain():
+            value = net(data(5)).mean(0, keepdim=True)
+        (value.float() - 1).square().sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def good_mz201_one_logit() -> Step:
+    net, optimizer, _ = parts(out=1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with brain():
+            logit = net(data(1))[0, 0]
+        F.binary_cross_entropy_with_logits(logit.float(), torch.tensor(1.0)).backward()
+        optimizer.step()
+
+    return step
+
+
+def bad_mz201_one_sample() -> Step:
+    net, optimizer, _ = parts(out=1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with brain():
+            loss = net(data(1)).mul(1.0).abs().sum()
+        loss.float().backward()
+        optimizer.step()
+
+    return step
+
+
+def _ctc(dtype: torch.dtype) -> Step:
+    torch.manual_seed(0)
+    net = nn.Linear(8, 20)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with brain():
+            logits = net(torch.randn(30, 2, 8))
+        logits = logits.to(dtype)
+        logp = logits - logits.logsumexp(-1, keepdim=True)
+        sizes = torch.full((2,), 30), torch.full((2,), 5)
+        F.ctc_loss(logp.float(), torch.randint(1, 20, (2, 5)), *sizes).backward()
+        optimizer.step()
+
+    return step
+
+
+def bad_mz202_by_logsumexp() -> Step:
+    return _ctc(torch.bfloat16)
+
+
+def good_mz202_by_logsumexp() -> Step:
+    return _ctc(torch.float32)
