@@ -37,6 +37,7 @@ from mezzotint.torch_internals.dispatch import disable_torch_dispatch, disable_t
 from mezzotint.torch_internals.fake import FakeTensor
 from mezzotint.torch_internals.registry import Feature, require
 from mezzotint.torch_internals.registry import notes as missing_notes
+from mezzotint.torch_internals.tensors import replace_apply
 
 _active: list["ghost_gpu"] = []
 
@@ -182,9 +183,7 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
         fake.leave_drivers_alone(patches)
         _patch_function_apply(patches, face)
         _patch_fake_tensor(patches, self.values)
-        patches.replace(
-            torch.nn.Module, "_apply", lambda module, fn, recurse=True: self._moved.apply(module, fn, recurse)
-        )
+        replace_apply(patches, lambda module, fn, recurse=True: self._moved.apply(module, fn, recurse))
         patch_cuda(patches, self)
 
 

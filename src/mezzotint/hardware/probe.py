@@ -17,6 +17,7 @@ from mezzotint.errors import ConfigError
 from mezzotint.hardware import host
 from mezzotint.hardware.setup import TorchSetup
 from mezzotint.hardware.support import DeviceFacts
+from mezzotint.torch_internals.operators import onednn_bfloat16_question
 
 T = TypeVar("T")
 
@@ -210,5 +211,5 @@ def _cpu() -> DeviceFacts:
 
 
 def _mkldnn_claims_bfloat16() -> bool | None:
-    question = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    question = onednn_bfloat16_question()
     return _ask(lambda: bool(question()), None) if question is not None else None

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from mezzotint.torch_internals.registry import Absent
+from mezzotint.torch_internals.registry import Absent, Internal, declare
 
 
 class _Aten:
@@ -28,3 +28,12 @@ aten: Any = _Aten()
 def scaled_matmul() -> Any:
     """Return the matmul of float8 numbers with scales, None where torch has none."""
     return getattr(torch, "_scaled_mm", None)
+
+
+def onednn_bfloat16_question() -> Any:
+    """Return the function that tells whether oneDNN computes in bfloat16 here, None where torch has none."""
+    return getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+
+
+declare(Internal("torch.ops.mkldnn._is_mkldnn_bf16_supported", "whether oneDNN computes in bfloat16 here"))
+declare(Internal("torch._scaled_mm", "timing float8 matmuls; without it, they are not timed"))

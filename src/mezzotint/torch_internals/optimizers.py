@@ -20,7 +20,14 @@ for _path, _purpose in _NAMES.items():
 declare(
     Internal(
         "torch.optim.Optimizer._optimizer_step_pre_hooks",
-        "hooks of one optimizer; without them, optimizers step by themselves, to the same bits",
+        "hooks of one optimizer before its step; without them, optimizers step by themselves, to the same bits",
+        check=lambda: _has_hooks(_an_optimizer()),
+    )
+)
+declare(
+    Internal(
+        "torch.optim.Optimizer._optimizer_step_post_hooks",
+        "hooks of one optimizer after its step; without them, optimizers step by themselves, to the same bits",
         check=lambda: _has_hooks(_an_optimizer()),
     )
 )

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mezzotint.patches import Patches
 from mezzotint.torch_internals.registry import Feature, Internal, declare
 
 declare(
@@ -51,6 +52,11 @@ def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
 def apply_to(module: nn.Module, change: Any) -> None:
     """Change the tensors of a module and of those in it, as `Module.to` does."""
     module._apply(change)  # type: ignore[no-untyped-call]
+
+
+def replace_apply(patches: Patches, apply: Any) -> None:
+    """Make `Module.to` and its like call `apply(module, change, recurse)`."""
+    patches.replace(nn.Module, "_apply", apply)
 
 
 def numbers_of_sparse(tensor: Tensor) -> Tensor:
