@@ -5,12 +5,14 @@ def test_dtypes():
     mz.assert_policy(lambda: training_step(model, optimizer, batch), "bf16-mixed")
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mezzotint.auditing.session import audit
 from mezzotint.findings import Finding, Severity
 from mezzotint.policy.policy import Policy
+from mezzotint.torch_internals.registry import Feature, MissingInternalWarning, notes
 
 
 def assert_policy(
@@ -33,9 +35,12 @@ def assert_policy(
         raise AssertionError("no training step was seen: the function must run backward and step an optimizer")
     ignored = {code.upper() for code in ignore}
     found = [one for one in seen.findings if one.severity is not Severity.INFO and one.code not in ignored]
+    missing = notes(Feature.RECORDING)
     if found:
-        listed = "\n".join(f"  {line_of(one)}" for one in found)
+        listed = "\n".join([*(f"  {line_of(one)}" for one in found), *(f"  note: {one}" for one in missing)])
         raise AssertionError(f"the step departs from the policy {seen.policy}:\n{listed}")
+    for one in missing:
+        warnings.warn(f"assert_policy passed, but not all was judged: {one}", MissingInternalWarning, stacklevel=2)
 
 
 def line_of(finding: Finding) -> str:

@@ -18,6 +18,8 @@ def find_islands(target: "Target", *, metric: str, tolerance: float, steps: int,
     from mezzotint.auditing.bisect import Ending, bisect, candidate_tree
     from mezzotint.auditing.script import as_program
     from mezzotint.auditing.sensitivity import error_function
+    from mezzotint.torch_internals.registry import Feature
+    from mezzotint.torch_internals.registry import notes as missing_notes
 
     progress = progress_console()
     updates = steps if metric == "loss" else 1
@@ -34,11 +36,13 @@ def find_islands(target: "Target", *, metric: str, tolerance: float, steps: int,
     prefix = f"{roots[0]}." if len(roots) == 1 else ""
     keep = "|".join(path.removeprefix(prefix) for path in result.keep)
     if is_json:
-        print_json("bisect", _payload(result, keep, metric, target))
+        print_json("bisect", _payload(result, keep, metric, target) | {"notes": missing_notes(Feature.BISECT)})
     else:
         console = result_console()
         for line in _lines(result, keep, metric):
             console.print(Text(line), soft_wrap=True)
+        for note in missing_notes(Feature.BISECT):
+            console.print(Text(note), soft_wrap=True)
     return 1 if result.ending is Ending.NOT_ENOUGH else 0
 
 

@@ -45,6 +45,7 @@ from mezzotint.modules.islands import make_islands
 from mezzotint.policy.decision import Decision
 from mezzotint.policy.policy import Policy, Update
 from mezzotint.policy.scaling import ScalingKind
+from mezzotint.torch_internals.registry import Feature, require
 
 Modules = nn.Module | Mapping[str, nn.Module] | Sequence[nn.Module]
 Optimizers = Optimizer | Mapping[str, Optimizer] | Sequence[Optimizer]
@@ -78,6 +79,7 @@ class Engine:
         scheduler: Schedulers | None = None,
         seed: int = 0,
     ) -> None:
+        require(Feature.ENGINE, EngineError)
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise EngineError(f"max_grad_norm={max_grad_norm} is refused; pass a positive number, or None not to clip")
         if accumulate < 1:

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from mezzotint.lowprec import attention, convolution, lstm, products, recurrent
-from mezzotint.torch_internals.dispatch import DispatchKey, DispatchKeySet
+from mezzotint.torch_internals.dispatch import original_kernel
 
 _libraries: list[torch.library.Library] = []
 _registered: set[str] = set()
-_CPU_KEYS = DispatchKeySet(DispatchKey.CPU)
 
 
 def register() -> None:
@@ -42,7 +41,7 @@ def _register(
     if what in _registered:
         return
     # the originals have to be looked up before ours stand in their place
-    found = {name: _original(name) for name in originals}
+    found = {name: original_kernel(name, "CPU") for name in originals}
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
         # torch warns once per process that a kernel is overridden, which is what we are here for
@@ -52,8 +51,3 @@ def _register(
                 library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
     _libraries.append(library)
     _registered.add(what)
-
-
-def _original(name: str) -> Callable[..., Any]:
-    kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
-    return lambda *args, **kwargs: kernel.call_boxed(_CPU_KEYS, *args, **kwargs)

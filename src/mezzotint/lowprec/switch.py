@@ -21,6 +21,7 @@ from mezzotint.hardware.support import Support, format_support
 from mezzotint.hardware.timings import MatmulTimings
 from mezzotint.lowprec import gate
 from mezzotint.lowprec.choice import KernelChoice, Path, decide
+from mezzotint.torch_internals.registry import Feature, require
 
 FORMATS = ("bfloat16", "float16")
 VARIABLE = "MEZZOTINT_LOWPREC"
@@ -64,6 +65,7 @@ def fast_cpu(*formats: str, compiled: bool = False) -> FastCpu:
 
     Raises ConfigError for another format, or another value of MEZZOTINT_LOWPREC than auto, off, upcast or packed.
     """
+    require(Feature.FAST_CPU, ConfigError)
     names = formats or FORMATS
     dtypes = []
     for name in names:

@@ -19,6 +19,8 @@ from mezzotint.proving.slowness import why_no_speedup
 from mezzotint.proving.store import ProofFolder
 from mezzotint.report.proof import proof_page
 from mezzotint.report.proof_text import markdown
+from mezzotint.torch_internals.registry import Feature
+from mezzotint.torch_internals.registry import notes as missing_notes
 from mezzotint.training.loop import environment
 from mezzotint.version import package_version
 
@@ -35,7 +37,7 @@ def conclude(folder: ProofFolder, runs: Sequence[Run]) -> Proof:
         command=str(folder.circumstances.get("command", "")),
         date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         num_looks=num_looks(experiment, runs),
-        notes=tuple(why_no_speedup(folder, results)),
+        notes=(*why_no_speedup(folder, results), *missing_notes(Feature.PROOF)),
     )
 
 

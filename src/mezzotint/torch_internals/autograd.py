@@ -94,7 +94,7 @@ _checked: dict[Any, bool] = {}
 
 def _starts() -> tuple[Any, ...]:
     autograd = torch.autograd
-    return getattr(autograd, _ENGINE_CALL, None), autograd.backward, autograd.grad, Tensor.backward
+    return find(f"torch.autograd.{_ENGINE_CALL}"), autograd.backward, autograd.grad, Tensor.backward
 
 
 def sees_backward() -> bool:
@@ -139,7 +139,8 @@ declare(
     Internal(
         f"torch.autograd.{_ENGINE_CALL}",
         "every call that starts a backward pass",
-        noted_in=(Feature.RECORDING, Feature.BISECT, Feature.GHOST),
+        needed_by=(Feature.GHOST,),
+        noted_in=(Feature.RECORDING, Feature.BISECT),
         lost="backward passes could be watched only through torch.autograd.backward and torch.autograd.grad",
         unknown="passes that a program starts by functions that it imported before are not known, and MZ201 to MZ229 "
         "are not judged for them",
@@ -238,9 +239,9 @@ def has_saved_tensors_hooks() -> bool:
 
 
 _LEVEL = "torch.autograd.forward_ad._current_level"
-declare(Internal(_LEVEL, "whether forward-mode differentiation is under way", needed_by=(Feature.FAST_CPU,)))
+declare(Internal(_LEVEL, "whether forward-mode differentiation is under way; without it, torch's operations are used"))
 
 
 def is_forward_mode() -> bool:
     """Return whether forward-mode differentiation is under way; true where torch does not tell."""
-    return bool(getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0)
+    return bool(find(_LEVEL, 0) >= 0)

@@ -101,3 +101,17 @@ def schema_of(operator: Any) -> Any:
 def call_at_key(operator: Any, key: Any, *args: Any) -> Any:
     """Call the kernel that an operator has at a dispatch key, without holding Python's lock."""
     return operator._op_dk(key, *args)
+
+
+def original_kernel(name: str, key: str) -> Callable[..., Any]:
+    """Return the kernel that an operator of ATen has at a dispatch key now, whatever is registered there later."""
+    import torch
+
+    kernel = torch.library.get_kernel(f"aten::{name}", key)
+    keys = DispatchKeySet(getattr(DispatchKey, key))
+    return lambda *args, **kwargs: kernel.call_boxed(keys, *args, **kwargs)
+
+
+declare(
+    Internal("torch.library.get_kernel", "the kernels that ours are registered over", needed_by=(Feature.FAST_CPU,))
+)

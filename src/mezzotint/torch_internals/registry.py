@@ -32,13 +32,16 @@ class Feature(StrEnum):
     GHOST = "ghost_gpu"
     FAST_CPU = "fast_cpu"
     ENGINE = "Engine"
-    LAYERS = "layers"
     MEMORY = "memory figures"
     PROOF = "prove"
 
 
 class UntestedTorchWarning(UserWarning):
     """The installed torch is newer than those that mezzotint is tested with."""
+
+
+class MissingInternalWarning(UserWarning):
+    """A check passed, but not all of it could be judged: the installed torch misses a private name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class Absent:
 
 
 _declared: dict[str, Internal] = {}
+_stand_ins: dict[str, Any] = {}
 
 
 def find(path: str, default: Any = None) -> Any:
@@ -131,10 +135,8 @@ def value(
 ) -> Any:
     """Declare a name and return what torch has there; where it has nothing, `otherwise`, or what raises when called."""
     declare(Internal(path, purpose, needed_by, noted_in, lost, unknown))
-    found = find(path, _NOWHERE)
-    if found is not _NOWHERE:
-        return found
-    return Absent(path) if otherwise is None else otherwise
+    _stand_ins[path] = Absent(path) if otherwise is None else otherwise
+    return find(path, _stand_ins[path])
 
 
 def declared() -> list[Internal]:

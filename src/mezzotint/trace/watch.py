@@ -28,6 +28,7 @@ from mezzotint.errors import AuditError
 from mezzotint.patches import Patches
 from mezzotint.torch_internals.autocast import scale_of
 from mezzotint.torch_internals.autograd import wrap_backward
+from mezzotint.torch_internals.registry import Feature, notes
 from mezzotint.trace.alarms import Alarm, Limits, Raised, ScaleHistory, row_alarms
 from mezzotint.trace.module_names import ModuleNames
 from mezzotint.trace.record import Trace
@@ -179,6 +180,8 @@ class Watch:
         ]
         self._patches.wrap(GradScaler, "step", self._scaler_step)
         wrap_backward(self._patches, self._backward)
+        for note in notes(Feature.RECORDING):
+            logger.warning("%s", note)
         self._steps.begin(hears_optimizers=False)
 
     def stop(self) -> None:

@@ -30,6 +30,7 @@ def row_of(trace: Trace, step: int) -> dict[str, Any]:
             "bytes": sum(counts.get(call.index, 0) * call.nbytes for call in casts),
         },
         "births": [_birth(trace, number) for number in range(len(trace.births))],
+        **({"notes": list(trace.notes)} if trace.notes else {}),
     }
 
 

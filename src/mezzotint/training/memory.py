@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from mezzotint.engine.engine import Engine
 from mezzotint.torch_internals.profiler import allocation
+from mezzotint.torch_internals.registry import Feature, require
 from mezzotint.training.step_profile import StepProfile, summarise
 
 
@@ -125,6 +126,7 @@ def _profiled(*, on_cuda: bool = False) -> Iterator[_Recorded]:
 
     Python's collector waits: when it would free old cycles depends on everything that ran before.
     """
+    require(Feature.MEMORY)
     recorded = _Recorded()
     was_collecting = gc.isenabled()
     gc.disable()
