@@ -1,4 +1,4 @@
-"""A torch without one of the private names: a sentence, a note, or the same result; never another verdict in silence."""
+"""A torch without one of the private names: a sentence, a note, or the same result, never a silently other verdict."""
 
 import subprocess
 import sys
@@ -76,6 +76,13 @@ def without(internal: Internal) -> Iterator[None]:
             undo.pop()()
 
 
+def check_refusal(error: MezzotintError, internal: Internal, feature: Feature) -> None:
+    """One sentence that names what is missing and what to install, from a feature that needs it."""
+    assert feature in internal.needed_by
+    assert internal.path in str(error)
+    assert "install torch 2.13 to 2.15" in str(error)
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -134,9 +141,7 @@ def test_an_audit_says_what_it_does_not_know(internal: Internal) -> None:
         try:
             codes, notes = audited()
         except MezzotintError as error:
-            assert Feature.RECORDING in internal.needed_by
-            assert internal.path in str(error)
-            assert "install torch 2.13 to 2.15" in str(error)
+            check_refusal(error, internal, Feature.RECORDING)
             return
     said = [note for note in notes if internal.path in note]
     assert said if internal.noted_in and Feature.RECORDING in internal.noted_in else codes == known[0]
@@ -237,8 +242,7 @@ def test_a_simulated_gpu_refuses_or_says_what_it_lacks(internal: Internal) -> No
         try:
             peak, notes = on_ghost()
         except MezzotintError as error:
-            assert Feature.GHOST in internal.needed_by
-            assert internal.path in str(error)
+            check_refusal(error, internal, Feature.GHOST)
             return
     assert Feature.GHOST in internal.noted_in
     assert peak > 0
@@ -267,8 +271,7 @@ def test_the_engine_trains_to_the_same_bits_or_refuses(internal: Internal) -> No
         try:
             found = train()
         except MezzotintError as error:
-            assert Feature.ENGINE in internal.needed_by
-            assert internal.path in str(error)
+            check_refusal(error, internal, Feature.ENGINE)
             return
     assert Feature.ENGINE not in internal.needed_by
     assert found == wanted

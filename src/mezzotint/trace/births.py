@@ -109,7 +109,7 @@ def runs_in_float32(func: Any, args: Any, kwargs: Any, inputs: Sequence[Tensor],
     if isinstance(error, torch.OutOfMemoryError) or not any(one.dtype in _LOW for one in inputs):
         return False
     try:
-        with torch.no_grad(), torch._C._DisableAutocast():
+        with torch.no_grad(), disable_autocast():
             func(*[_copied(value) for value in args], **{key: _copied(value) for key, value in kwargs.items()})
     except Exception:  # of any kind: it fails for another reason
         return False
