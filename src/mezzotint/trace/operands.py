@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mezzotint.torch_internals import tensors
+
 
 def operands_of(error: BaseException) -> dict[str, Any]:
     """Return `raised_in`, the innermost Python function, and dtypes and kinds of the tensors that its call names.
@@ -79,7 +81,7 @@ def _value(node: ast.AST, frame: FrameType) -> Any:
     if isinstance(node, ast.Attribute):
         owner = _value(node.value, frame)
         if isinstance(owner, torch.nn.Module):
-            for held in (owner._parameters, owner._buffers, owner._modules):
+            for held in (tensors.parameters_of(owner), tensors.buffers_of(owner), tensors.children_of(owner)):
                 if node.attr in held:
                     return held[node.attr]
         return getattr(owner, "__dict__", {}).get(node.attr)
