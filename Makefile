@@ -1,12 +1,13 @@
 # make demo   train a language model in float32 and in mixed precision, in pairs, and give a verdict
 # make test   the whole test suite
 # make check  style, types, import floors
+# make test-torch TORCH=2.15.0   the suite's fast half with another torch, in an environment of its own
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check install clean
+.PHONY: demo test env-torch test-torch check install clean
 
 # One stamp per set of dependencies: a changed pyproject.toml or constraints.txt installs again.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -40,6 +41,22 @@ $(VENV)/.browser: $(VENV)/.dev
 test: $(VENV)/.dev $(VENV)/.browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# Another torch has an environment of its own, of about 6 GB. PIP_CONSTRAINT replaces constraints that a machine sets.
+TORCH ?= 2.15.0
+OTHER := .venv-torch-$(TORCH)
+env-torch: $(OTHER)/.dev
+
+$(OTHER)/.dev: pyproject.toml constraints.txt
+	@echo "installing torch $(TORCH) into $(OTHER) ..." >&2
+	@test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	@{ grep -v '^torch==' constraints.txt; echo 'torch==$(TORCH)'; } > $(OTHER)/constraints.txt
+	@PIP_CONSTRAINT=$(OTHER)/constraints.txt \
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+test-torch: $(OTHER)/.dev
+	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -n 2 -m "not slow"
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,4 +64,4 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-torch-* runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

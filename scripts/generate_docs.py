@@ -29,6 +29,7 @@ from mezzotint.kernels.tensors import dtype_of
 from mezzotint.parity.result import Proof
 from mezzotint.policy.presets import PRESET_NOTES
 from mezzotint.report.proof_text import print_proof
+from mezzotint.torch_internals.registry import declared
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -126,6 +127,7 @@ def filled(text: str) -> str:
         "avx2": avx2_sentence,
         "policies": policy_rows,
         "kernels": kernels_block,
+        "internals": internals_block,
         "audit": audit_example.block,
         "audit cost": audit_example.cost_block,
         "plan": plan_example.block,
@@ -197,11 +199,23 @@ def formats_page() -> str:
     return "\n".join([*lines, ""])
 
 
+def internals_block() -> str:
+    """Return the private names in use as a table."""
+    rows = ["| name | what for | without it |", "|---|---|---|"]
+    for one in declared():
+        parts = [f"{', '.join(one.needed_by)}: refused"] if one.needed_by else []
+        parts += [f"{', '.join(one.noted_in)}: a note, {one.lost}"] if one.noted_in else []
+        purpose, _, fallback = one.purpose.partition("; ")
+        rows.append(f"| `{one.path}` | {purpose} | {'; '.join(parts) or fallback or 'the same results'} |")
+    return "\n".join(rows)
+
+
 def pages() -> dict[Path, str]:
     """Return every generated file as it should be."""
     recorded = claims_page.recorded()
     return {
         README: filled(README.read_text(encoding="utf-8")),
+        ROOT / "docs" / "architecture.md": filled((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")),
         ROOT / "docs" / "audit.md": filled((ROOT / "docs" / "audit.md").read_text(encoding="utf-8")),
         ROOT / "docs" / "plan.md": filled((ROOT / "docs" / "plan.md").read_text(encoding="utf-8")),
         ROOT / "docs" / "prove.md": filled((ROOT / "docs" / "prove.md").read_text(encoding="utf-8")),

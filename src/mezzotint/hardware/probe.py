@@ -89,7 +89,7 @@ def _probe(problems: list[str]) -> tuple[DeviceFacts, ...]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = (*_gpus("cuda", problems), *_gpus("xpu", problems), *_mps(problems), _cpu())
-    problems.extend(_first_line(str(w.message)) for w in caught if "initialization" in str(w.message).lower())
+    problems.extend(_first_line(str(w.message)) for w in caught if w.category is UserWarning)
     return tuple(replace(facts, torch_version=str(torch.__version__), is_here=True) for facts in found)
 
 

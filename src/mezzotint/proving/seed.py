@@ -232,13 +232,19 @@ def _guarded(turn: _Turn, action: Callable[[], None], has_own_errors: bool) -> N
         turn.message = f"step {len(turn.losses) + 1}: {described(error)}"
 
 
+_CUDA_ERROR_MEMORY_ALLOCATION = 2
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out, on any device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    text = str(error)
-    words = ("DefaultCPUAllocator", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(word in text for word in words)
+    if not isinstance(error, RuntimeError):
+        return False
+    if getattr(error, "error_code", None) == _CUDA_ERROR_MEMORY_ALLOCATION:  # a torch.AcceleratorError
+        return True
+    # neither has an exception type: the names of the allocator and of the status tell, whatever the words around them
+    return any(name in str(error) for name in ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED"))
 
 
 def _release(turn: _Turn) -> None:
