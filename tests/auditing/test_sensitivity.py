@@ -110,7 +110,7 @@ def test_programs_that_do_not_train_are_refused():
 def test_an_island_is_the_float32_module_bit_for_bit():
     torch.manual_seed(0)
     net = Net(culprit=9)
-    make_islands({"model": net}, ["blocks.1"], "cpu")
+    make_islands(find_modules({"model": net}, ["blocks.1"]).values(), "cpu")
     x = torch.randn(8, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = net(x)
@@ -131,7 +131,7 @@ def test_islands_under_checkpointing(is_reentrant: bool):
     for is_checkpointed in (False, True):
         torch.manual_seed(0)
         net = Net(culprit=9)
-        make_islands({"model": net}, ["blocks.*"], "cpu")
+        make_islands(find_modules({"model": net}, ["blocks.*"]).values(), "cpu")
         x = torch.randn(8, 16, requires_grad=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = checkpoint(net, x, use_reentrant=is_reentrant) if is_checkpointed else net(x)
@@ -142,7 +142,7 @@ def test_islands_under_checkpointing(is_reentrant: bool):
 
 def test_an_exception_ends_the_island():
     net = nn.Sequential(nn.Linear(4, 4))
-    make_islands({"model": net}, ["0"], "cpu")
+    make_islands(find_modules({"model": net}, ["0"]).values(), "cpu")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with pytest.raises(RuntimeError):
             net(torch.randn(2, 5))
@@ -155,7 +155,7 @@ def test_copies_and_pickles_keep_their_islands():
     import pickle
 
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    make_islands({"model": net}, ["1"], "cpu")
+    make_islands(find_modules({"model": net}, ["1"]).values(), "cpu")
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert other(torch.randn(2, 4)).dtype is torch.float32

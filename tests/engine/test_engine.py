@@ -165,12 +165,8 @@ def test_calls_in_an_order_without_meaning():
 def test_an_optimizer_of_another_model_is_noticed():
     model, _ = toy()
     _, optimizer = toy()
-    engine = mz.Engine(model, optimizer, policy="float32")
-    with engine.forward():
-        _, loss = model(*batch(0))
-    engine.backward(loss)
-    with pytest.raises(EngineError, match="reached no parameter of the optimizer"):
-        engine.update()
+    with pytest.raises(EngineError, match="holds no parameter of this model"):
+        mz.Engine(model, optimizer, policy="float32")
 
 
 def test_scheduler_follows_real_steps_only():
@@ -373,3 +369,56 @@ def test_sparse_gradients_train_as_dense_ones_do(policy, max_norm):
     (sparse_norms, sparse), (norms, dense) = run(True), run(False)
     assert sparse_norms == pytest.approx(norms, rel=1e-6)
     torch.testing.assert_close(sparse, dense, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("policy", ["float32", "bf16-mixed", "bf16-stochastic", "bf16-master", "fp8-mixed"])
+def test_close_gives_the_model_back(policy):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    optimizer = torch.optim.AdamW(model.parameters())
+    parameters = list(model.parameters())
+    engine = mz.Engine(model, optimizer, policy=policy)
+    with pytest.raises(EngineError, match="another Engine trains this model"):
+        mz.Engine(model, optimizer, policy=policy)
+    with engine.forward():
+        loss = model(torch.ones(2, 16)).float().mean()
+    engine.backward(loss)
+    engine.update()
+    dtypes = [p.dtype for p in parameters]
+    engine.close()
+    engine.close()
+    assert all(type(layer) is nn.Linear and not layer._forward_hooks for layer in model)
+    assert not model._forward_hooks
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in parameters]
+    assert set(optimizer.state) == set(parameters)
+    assert [p.dtype for p in parameters] == dtypes
+    assert all(p.grad is None for p in parameters)
+    for call in (engine.forward, engine.update, engine.discard, engine.state_dict, lambda: engine.backward(loss)):
+        with pytest.raises(EngineError, match="was closed"):
+            call()
+    again = mz.Engine(model, optimizer, policy=policy)
+    with again.forward():
+        loss = model(torch.ones(2, 16)).float().mean()
+    again.backward(loss)
+    assert again.update().stepped
+
+
+def test_the_hooks_of_a_collected_engine_are_taken_off():
+    model, optimizer = toy()
+    for _ in range(3):
+        mz.Engine(model, optimizer, policy="bf16-mixed")
+    assert not model._forward_hooks
+
+
+def test_an_update_of_all_optimizers_takes_the_micro_batches_of_each():
+    models = {"g": nn.Linear(4, 1), "d": nn.Linear(4, 1)}
+    optimizers = {name: torch.optim.SGD(model.parameters(), lr=0.1) for name, model in models.items()}
+    engine = mz.Engine(models, optimizers, policy="float32")
+    x = torch.ones(2, 4)
+    engine.backward(models["d"](x).mean(), "d")
+    engine.backward(models["d"](x).mean() + models["g"](x).mean())
+    with pytest.raises(EngineError, match="gradients of g, d wait together"):
+        engine.update("d")
+    assert engine.update().stepped
+    with pytest.raises(EngineError, match=r"update\(\) without a backward\(\)"):
+        engine.update("d")

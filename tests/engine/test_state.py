@@ -6,9 +6,10 @@ import pytest
 import torch
 from loops import batch, same_bits, toy, values
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils._pytree import tree_leaves
 
 import mezzotint as mz
-from mezzotint.errors import CheckpointError, PolicyError
+from mezzotint.errors import CheckpointError
 
 POLICIES = ["float32", "bf16-mixed", "fp16-mixed", "bf16-master", "bf16-kahan", "bf16-stochastic", "bf16-pure"]
 
@@ -66,10 +67,62 @@ def test_a_gradscaler_state_is_accepted():
     assert engine.lane_of(()).scale.growth_tracker == 7
 
 
-def test_the_empty_state_of_a_disabled_gradscaler_starts_afresh():
+def test_an_empty_state_is_refused():
     _, engine = build("fp16-mixed")
-    engine.load_state_dict(torch.amp.GradScaler("cpu", enabled=False).state_dict())
-    assert engine.loss_scale == 65536.0
+    with pytest.raises(CheckpointError, match="the state is empty"):
+        engine.load_state_dict(torch.amp.GradScaler("cpu", enabled=False).state_dict())
+
+
+def damaged(state):
+    """Yield states that each differ from a good one in one part."""
+    for key in state:
+        if key not in ("products",):
+            yield {name: value for name, value in state.items() if name != key}
+            yield {**state, key: None}
+    optimizer = state["optimizers"]["optimizer"]
+    groups = optimizer["param_groups"]
+    yield {**state, "optimizers": {"optimizer": {**optimizer, "param_groups": groups * 2}}}
+    yield {**state, "optimizers": {"optimizer": {**optimizer, "param_groups": [{"params": groups[0]["params"]}]}}}
+    odd = {0: {**optimizer["state"][0], "exp_avg": torch.zeros(3)}}
+    yield {**state, "optimizers": {"optimizer": {**optimizer, "state": {**optimizer["state"], **odd}}}}
+    yield {**state, "schedulers": {"scheduler": {"last_epoch": 3}}}
+    yield {**state, "steps": -1}
+    yield {**state, "lanes": [{"optimizers": ["x"], "num_steps": 0, "scale": {"scale": 1.0}}]}
+    yield {**state, "lanes": [{"optimizers": ["optimizer"], "num_steps": 0, "scale": {"scale": float("nan")}}]}
+    for name, part in state["weights"].items():
+        yield {**state, "weights": {name: {**part, "update": "other"}}}
+        if part["tensors"]:
+            yield {**state, "weights": {name: {**part, "tensors": part["tensors"][:-1]}}}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_refused_state_changes_nothing(policy, monkeypatch):
+    model, engine = build(policy)
+    run(model, engine, range(4))
+    foreign, other = build(policy, seed=3)
+    run(foreign, other, range(2))
+    good = copy.deepcopy(other.state_dict())
+    before = copy.deepcopy(engine.state_dict())
+
+    def check(state):
+        with pytest.raises(CheckpointError):
+            engine.load_state_dict(state)
+        now = engine.state_dict()
+        for ours, theirs in zip(tree_leaves(now), tree_leaves(before), strict=True):
+            assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+
+    for state in damaged(good):
+        check(state)
+    scheduler = engine.schedulers["scheduler"]
+    with monkeypatch.context() as patch:  # models and optimizers are written by then
+        patch.setattr(type(scheduler), "load_state_dict", lambda *_: 1 / 0)
+        check(good)
+    engine.load_state_dict(before)
+    fresh, same = build(policy)
+    run(fresh, same, range(4))
+    run(model, engine, range(4, 6))
+    run(fresh, same, range(4, 6))
+    assert same_bits(values(model), values(fresh))
 
 
 def test_another_policy_is_refused():
@@ -100,5 +153,5 @@ def test_something_else_is_refused(state):
 def test_a_dead_scale_is_refused():
     _, engine = build("fp16-mixed")
     state = torch.amp.GradScaler("cpu").state_dict() | {"scale": 0.0}
-    with pytest.raises(PolicyError, match=r"0\.0 cannot be resumed"):
+    with pytest.raises(CheckpointError, match=r"0\.0 cannot be resumed"):
         engine.load_state_dict(state)

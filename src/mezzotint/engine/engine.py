@@ -28,10 +28,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from mezzotint.engine import casting, ranks
 from mezzotint.engine.forward import Float32Losses, ForwardContext
 from mezzotint.engine.gradients import GradientReport, nonfinite_parameters, prepare_gradients
+from mezzotint.engine.installed import Installed, check_free, forget, register
 from mezzotint.engine.lane import Lane
+from mezzotint.engine.optimizer_states import LARGEST_SAFE_NORM, Trial, find_nonfinite, states_of
 from mezzotint.engine.products import RoundedProducts
 from mezzotint.engine.result import Outcome, StepResult
-from mezzotint.engine.setup import check_optimizers, check_schedulers, decide_policy, model_device, named
+from mezzotint.engine.setup import check_numbers, check_optimizers, check_schedulers, decide_policy, model_device, named
 from mezzotint.engine.state import engine_state, load_engine_state
 from mezzotint.engine.weights import (
     LOW_DTYPES,
@@ -41,7 +43,7 @@ from mezzotint.engine.weights import (
     parameter_names,
 )
 from mezzotint.errors import EngineError, NonFiniteError, PolicyError
-from mezzotint.modules.islands import make_islands
+from mezzotint.modules.islands import find_modules, make_islands
 from mezzotint.policy.decision import Decision
 from mezzotint.policy.policy import Policy, Update
 from mezzotint.policy.scaling import ScalingKind
@@ -80,10 +82,7 @@ class Engine:
         seed: int = 0,
     ) -> None:
         require(Feature.ENGINE, EngineError)
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise EngineError(f"max_grad_norm={max_grad_norm} is refused; pass a positive number, or None not to clip")
-        if accumulate < 1:
-            raise EngineError(f"accumulate={accumulate} is refused; pass the number of micro-batches, at least 1")
+        check_numbers(max_grad_norm, accumulate, seed)
         self.models = named(model, nn.Module, "model")
         self.optimizers: dict[str, Optimizer] = named(optimizer, Optimizer, "optimizer")
         self.schedulers: dict[str, LRScheduler] = named(scheduler, LRScheduler, "scheduler") if scheduler else {}
@@ -93,49 +92,100 @@ class Engine:
         self.decision = decide_policy(policy, self.device)
         self.policy = self.decision.value
         casting.check_engine_policy(self.policy)
-        check_optimizers(self.optimizers)
-        check_schedulers(self.schedulers)
-        ranks.check_wrappers(self.models, self.policy)
         self._names = parameter_names(self.models)
-        kept = make_islands(self.models, self.policy.keep, self.device.type) if self.policy.keep else {}
-        self._products = self._round_products(kept.values())
-        self._shadowed = self._store_weights(seed)
-        self._is_late_loss_told = False
-        self._lanes: dict[tuple[str, ...], Lane] = {}
+        check_optimizers(self.optimizers, self._names)
+        check_schedulers(self.schedulers, self.optimizers)
+        ranks.check_wrappers(self.models, self.policy)
+        check_free(self.models, (p for name in self.optimizers for p in self._group_parameters(name)))
+        self._check_stored_dtypes()
+        kept = find_modules(self.models, self.policy.keep) if self.policy.keep else {}
+        self._products = self._find_products(kept.values())
         self._kernels = casting.kernel_contexts(self.policy, self.device)
         self._forward = ForwardContext(self.policy, self.device, self.models.values())
+        self._is_late_loss_told = self._is_closed = False
+        self._lanes: dict[tuple[str, ...], Lane] = {}
         self._steps = self._skipped_steps = 0
+        # nothing of the model or the optimizer has changed so far; what fails from here on is taken back
+        self._installed = Installed()
+        self._shadowed: dict[str, ShadowedWeights] = self._installed.shadowed
+        try:
+            self._install(kept.values(), seed)
+        except BaseException:
+            self._installed.take_off(restore=True)
+            raise
+        self._installed.originals.clear()
+        register(self, self._installed)
+
+    def _install(self, kept: Iterable[nn.Module], seed: int) -> None:
+        """Change models and optimizers as the policy says, and note each change."""
+        installed = self._installed
+        installed.handles += make_islands(kept, self.device.type)
+        if self._products is not None:
+            self._products.install(installed.layers)
+        self._store_weights(seed)
         if self.policy.is_mixed:
             for module in self.models.values():
-                module.register_forward_hook(Float32Losses(self._forward))
+                installed.handles.append(module.register_forward_hook(Float32Losses(self._forward)))
 
-    def _round_products(self, kept: Iterable[nn.Module]) -> RoundedProducts | None:
-        """Change the linear layers where the policy rounds the inputs of products, and say how as a reason."""
+    def _find_products(self, kept: Iterable[nn.Module]) -> RoundedProducts | None:
+        """Find the linear layers where the policy rounds the inputs of products, and say how as a reason."""
         if self.policy.products is None:
             return None
         products = RoundedProducts(self.models, self.policy.products, self.device, kept)
         self.decision = Decision(self.policy, (*self.decision.reasons, products.reason))
         return products
 
-    def _store_weights(self, seed: int) -> dict[str, ShadowedWeights]:
-        """Bring the parameters into the policy's format; return the float32 side of each optimizer."""
+    def _check_stored_dtypes(self) -> None:
+        """Refuse low-precision parameters under a policy that stores float32."""
+        for parameter, name in self._names.items() if self.policy.params == "float32" else ():
+            if parameter.dtype in LOW_DTYPES and parameter.requires_grad:
+                raise PolicyError(
+                    f"parameter {name} is {_short(parameter.dtype)}, but the policy says params=float32: its "
+                    "small updates would be lost; load the model in float32 (model.float()), or ask for bf16-master"
+                )
+
+    def _store_weights(self, seed: int) -> None:
+        """Bring the parameters into the policy's format, and make the float32 side of each optimizer."""
         if self.policy.params == "float32":
-            for parameter, name in self._names.items():
-                if parameter.dtype in LOW_DTYPES and parameter.requires_grad:
-                    raise PolicyError(
-                        f"parameter {name} is {_short(parameter.dtype)}, but the policy says params=float32: its "
-                        "small updates would be lost; load the model in float32 (model.float()), or ask for bf16-master"
-                    )
-            return {}
-        originals = cast_parameters(self.models.values(), casting.torch_dtype(self.policy.params))
+            return
+        originals = self._installed.originals
+        cast_parameters(self.models.values(), casting.torch_dtype(self.policy.params), originals)
         if self.policy.reduce == "float32":
-            keep_gradients_float32(self._names)
+            keep_gradients_float32(self._names, self._installed.gradient_dtypes)
         if self.policy.update is Update.PLAIN:
-            return {}
-        return {
-            name: ShadowedWeights(optimizer, self.policy.update, originals, seed + position)
-            for position, (name, optimizer) in enumerate(self.optimizers.items())
-        }
+            return
+        for position, (name, optimizer) in enumerate(self.optimizers.items()):
+            self._shadowed[name] = ShadowedWeights(optimizer, self.policy.update, originals, seed + position)
+
+    def close(self) -> None:
+        """Give models and optimizers back: take off hooks and rounded layers, put stored weights into the optimizers.
+
+        The weights keep their values and their dtype. Closing twice is allowed; other calls raise EngineError then.
+        """
+        if self._is_closed:
+            return
+        if self._forward.is_active:
+            raise EngineError("close() was called inside forward(); leave the with-block first")
+        for lane in self.lanes().values():
+            self._drop_gradients(lane)
+            lane.num_micro_batches = 0
+        self._is_closed = True
+        self._installed.take_off()
+        forget(self)
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that the optimizers step, those of the model in place of their float32 copies."""
+        stepped = {id(p) for name in self.optimizers for p in self._group_parameters(name)}
+        shadows = {id(part.shadow_of(p)): p for part in self._shadowed.values() for p in self._names}
+        own = [p for name in self.optimizers for p in self._group_parameters(name)]
+        return [*own, *(p for key, p in shadows.items() if key in stepped)]
+
+    def _group_parameters(self, name: str) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizers[name].param_groups for parameter in group["params"]]
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise EngineError("this engine was closed; make a new Engine to go on training")
 
     # Part 1
 
@@ -145,6 +195,7 @@ class Engine:
         Compute the loss inside too: autocast keeps the losses it knows in float32. Nests; evaluation uses it as well,
         under torch.no_grad(). Leave it before `backward`.
         """
+        self._check_open()
         return self._forward
 
     # Part 2
@@ -160,17 +211,21 @@ class Engine:
         Raises EngineError inside `forward()`, for a loss that is not a scalar or has no graph, and when a complete
         set of micro-batches waits for `update()`.
         """
+        self._check_open()
         if self._forward.is_active:
             raise EngineError(
                 "backward() was called inside forward(), where autocast would choose the dtypes of the gradients too; "
                 "leave the with-block first"
             )
         lane = self._lane(optimizers)
+        self._check_scales(lane)
         if lane.num_micro_batches >= self.accumulate:
             raise EngineError(
                 f"{lane.num_micro_batches} backward() calls wait for update(), and accumulate={self.accumulate}; call "
                 "update() after every backward(), or pass the number of micro-batches as accumulate"
             )
+        if not isinstance(loss, Tensor):
+            raise EngineError(f"the loss is a {type(loss).__name__}; pass the scalar tensor that the model returned")
         if loss.dim() != 0:
             raise EngineError(f"the loss has shape {tuple(loss.shape)}; reduce it to a scalar, for example by .mean()")
         if not loss.requires_grad:
@@ -203,6 +258,7 @@ class Engine:
         Raises EngineError without a backward() since the last update, and NonFiniteError, with the weights untouched,
         when NaN or infinity persists: at the scale's floor, beyond its skip budget, or in the very first loss.
         """
+        self._check_open()
         lane = self._lane(optimizers)
         scale = lane.scale.scale
         if lane.num_micro_batches == 0:
@@ -211,13 +267,20 @@ class Engine:
             return self._result(
                 Outcome.ACCUMULATING, scale, reason=f"micro-batch {lane.num_micro_batches} of {self.accumulate}"
             )
+        self._check_overlap(lane)
         parts = [self._shadowed[name] for name in lane.optimizers if name in self._shadowed]
         for part in parts:
             part.adopt()
             part.open()
         parameters = self._stepped_parameters(lane)
         if not parameters:
+            for part in parts:
+                part.close(stepped=False)
             raise EngineError(self._why_unreached())
+        poisoned = self._find_poisoned(lane, parts)
+        if poisoned:
+            self._end_update(lane, parts, stepped=False)
+            raise NonFiniteError(poisoned, tensors=())
         report = prepare_gradients(
             parameters,
             multiplier=1.0 / scale * (self.accumulate / lane.num_micro_batches),
@@ -225,18 +288,14 @@ class Engine:
             max_norm=self.max_grad_norm,
         )
         difference = self._compare(lane, report)
-        if report.are_finite and not difference:
-            for name in lane.optimizers:
-                self._shadowed.get(name, self.optimizers[name]).step()
+        damage = self._step_optimizers(lane, parts, report) if report.are_finite and not difference else None
         nonfinite = () if report.are_finite else self._blame(parameters)
-        for part in parts:
-            part.close(stepped=report.are_finite and not difference)
-        self._drop_gradients(lane)
-        lane.num_micro_batches = 0
+        stepped = report.are_finite and not difference and damage is None
+        self._end_update(lane, parts, stepped=stepped)
         if difference:
             raise EngineError(difference)
-        if self._products is not None:
-            self._products.end_step()
+        if damage is not None:
+            return self._skip(lane, report.norm, damage[:1], where=damage[1])
         if not report.are_finite:
             return self._skip(lane, report.norm, nonfinite)
         self._steps += 1
@@ -247,9 +306,57 @@ class Engine:
 
     def discard(self, *optimizers: str) -> None:
         """Forget the micro-batches since the last update and their gradients, as if backward() had not been called."""
+        self._check_open()
         lane = self._lane(optimizers)
+        self._check_overlap(lane)
         self._drop_gradients(lane)
-        lane.num_micro_batches = 0
+
+    def _find_poisoned(self, lane: Lane, parts: Sequence[ShadowedWeights]) -> str:
+        """Look for NaN and infinity in the states that the step is about to use; return what to say, or nothing."""
+        states = [state for name in lane.optimizers for state in states_of(self.optimizers[name])]
+        found = find_nonfinite([*states, *(state for part in parts for state in part.compensations())])
+        if found is None:
+            return ""
+        name = self._name_of(found[0])
+        return (
+            f"the optimizer state {found[1]} of {name} holds NaN or infinity before step {self._steps + 1}, and the "
+            f"step would write it into the weights, which are as they were after step {self._steps}; load a checkpoint "
+            "or delete this parameter's entry from the optimizer's state to start it anew"
+        )
+
+    def _step_optimizers(
+        self, lane: Lane, parts: Sequence[ShadowedWeights], report: GradientReport
+    ) -> tuple[str, str] | None:
+        """Step; return a parameter and what its state would have become, where the step had to be taken back."""
+        norm = report.norm if self.max_grad_norm is None else min(report.norm, self.max_grad_norm)
+        optimizers = [self.optimizers[name] for name in lane.optimizers]
+        trial = None
+        if norm > LARGEST_SAFE_NORM:
+            trial = Trial(optimizers, [*self._stepped_parameters(lane), *(t for part in parts for t in part.tensors())])
+        for name in lane.optimizers:
+            self._shadowed.get(name, self.optimizers[name]).step()
+        damage = trial.find_damage() if trial is not None else None
+        if trial is None or damage is None:
+            return None
+        trial.undo()
+        for part in parts:
+            part.note_versions()
+        name = "a parameter" if damage[0] is None else self._name_of(damage[0])
+        what = f"its optimizer state {damage[1]}" if damage[1] else "the weight itself"
+        return name, f"the gradient of {name} is finite but so large that {what} would become infinite or NaN"
+
+    def _end_update(self, lane: Lane, parts: Sequence[ShadowedWeights], *, stepped: bool) -> None:
+        for part in parts:
+            part.close(stepped=stepped)
+        self._drop_gradients(lane)
+        if self._products is not None:
+            self._products.end_step()
+
+    def _name_of(self, parameter: nn.Parameter) -> str:
+        for known, name in self._names.items():
+            if known is parameter or any(part.shadow_of(known) is parameter for part in self._shadowed.values()):
+                return name
+        return f"a parameter of shape {tuple(parameter.shape)}"
 
     def _compare(self, lane: Lane, report: GradientReport) -> str:
         """Compare the first update of a lane over the processes; return what differs, nothing where all agree."""
@@ -278,7 +385,7 @@ class Engine:
             )
         return "backward() reached no parameter of the optimizer; does it hold the parameters of this model?"
 
-    def _skip(self, lane: Lane, norm: float, nonfinite: tuple[str, ...]) -> StepResult:
+    def _skip(self, lane: Lane, norm: float, nonfinite: tuple[str, ...], *, where: str = "") -> StepResult:
         """Adapt the scale to an overflow, or end the run when no scale can help."""
         scale = lane.scale
         loss = lane.last_loss()
@@ -290,7 +397,8 @@ class Engine:
                 "for NaN, and the model for a division by zero or a logarithm of zero",
                 tensors=("loss", *nonfinite),
             )
-        where = f"the gradient of {_some(nonfinite)} is not finite" if is_loss_finite else f"the loss is {loss}"
+        if not where:
+            where = f"the gradient of {_some(nonfinite)} is not finite" if is_loss_finite else f"the loss is {loss}"
         exhausted = scale.exhausted_by(gradients_finite=False)
         lane.scale = scale.after(gradients_finite=False)
         self._skipped_steps += 1
@@ -345,6 +453,7 @@ class Engine:
 
     def reread_weights(self) -> None:
         """Take over weights that were written through `.data`; other writes to weights are noticed by themselves."""
+        self._check_open()
         for part in self._shadowed.values():
             part.reread()
 
@@ -353,6 +462,7 @@ class Engine:
 
         Call it between updates: gradients of an incomplete accumulation are not part of it (EngineError).
         """
+        self._check_open()
         return engine_state(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -360,6 +470,7 @@ class Engine:
 
         Raises CheckpointError where the state belongs to another policy or model.
         """
+        self._check_open()
         load_engine_state(self, state)
 
     # Lanes
@@ -426,7 +537,34 @@ class Engine:
             and (id(parameter) in stepped or any(id(part.shadow_of(parameter)) in stepped for part in parts))
         ]
 
+    def _overlapping(self, lane: Lane) -> list[Lane]:
+        """Return the other lanes with gradients in parameters of this one."""
+        return [
+            other
+            for other in self.lanes().values()
+            if other is not lane and other.num_micro_batches and not set(other.optimizers).isdisjoint(lane.optimizers)
+        ]
+
+    def _check_scales(self, lane: Lane) -> None:
+        for other in self._overlapping(lane):
+            if other.scale.scale != lane.scale.scale:
+                raise EngineError(
+                    f"gradients of {', '.join(other.optimizers)} wait at loss scale {other.scale.scale:g}, "
+                    f"and this loss would be added at {lane.scale.scale:g}; call update() or discard() of those first"
+                )
+
+    def _check_overlap(self, lane: Lane) -> None:
+        for other in self._overlapping(lane):
+            if not set(other.optimizers) <= set(lane.optimizers):
+                names = ", ".join(other.optimizers)
+                raise EngineError(
+                    f"gradients of {names} wait together, and this call would drop a part of them; call update() or "
+                    f"discard() for {names} first"
+                )
+
     def _drop_gradients(self, lane: Lane) -> None:
+        for each in (lane, *self._overlapping(lane)):
+            each.num_micro_batches = 0
         for name in lane.optimizers:
             for group in self.optimizers[name].param_groups:
                 for parameter in group["params"]:

@@ -34,7 +34,7 @@ class RoundedProducts:
     def __init__(
         self, modules: Mapping[str, nn.Module], how: InputRounding, device: torch.device, kept: Iterable[nn.Module] = ()
     ) -> None:
-        """Change the layers in place, but for those within `kept`. Raises PolicyError where the models have none."""
+        """Find the layers to change, but for those within `kept`. Raises PolicyError where the models have none."""
         spared = {id(layer) for module in kept for layer in module.modules()}
         layers = {name: layer for name, layer in _eligible(modules).items() if id(layer) not in spared}
         if not layers:
@@ -46,13 +46,20 @@ class RoundedProducts:
         self.is_emulated, why = _is_emulated(how, probe(str(device)))
         what = "round the inputs of their products" if self.is_emulated else "multiply float8"
         self.reason = f"{len(layers)} linear layers {what}: {why}"
+        self._how = how
+        self._modules = modules
+        self._found = layers
         self._layers: dict[str, RoundedLinear] = {}
+
+    def install(self, layers: list[RoundedLinear]) -> None:
+        """Change the layers in place, and add those that can be changed back to `layers`."""
         if not self.is_emulated:
-            _convert_by_torchao(modules, set(map(id, layers.values())), how)
+            _convert_by_torchao(self._modules, set(map(id, self._found.values())), self._how)
             return
-        for name, layer in layers.items():
-            round_products(layer, how)
+        for name, layer in self._found.items():
+            round_products(layer, self._how)
             assert isinstance(layer, RoundedLinear)
+            layers.append(layer)
             self._layers[name] = layer
 
     def end_step(self) -> None:
@@ -64,15 +71,19 @@ class RoundedProducts:
         """Return the magnitudes that delayed scales are made of, by layer."""
         return {name: layer.magnitudes for name, layer in self._layers.items() if layer.magnitudes is not None}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state_dict` returned. Raises CheckpointError where the layers are others."""
+    def check_state(self, state: Mapping[str, Tensor]) -> None:
+        """Raise CheckpointError where `state` is that of other layers."""
         ours = self.state_dict()
         if {name: tuple(t.shape) for name, t in ours.items()} != {name: tuple(t.shape) for name, t in state.items()}:
             raise CheckpointError(
                 f"the checkpoint holds magnitudes of {len(state)} linear layers and this engine has {len(ours)}, or "
                 "other ones; resume with the policy and model of the checkpoint"
             )
-        for name, magnitudes in ours.items():
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state_dict` returned. Raises CheckpointError where the layers are others."""
+        self.check_state(state)
+        for name, magnitudes in self.state_dict().items():
             magnitudes.copy_(state[name])
 
 

@@ -31,13 +31,15 @@ from mezzotint.torch_internals.autograd import version_of
 LOW_DTYPES = (torch.bfloat16, torch.float16)
 
 
-def cast_parameters(modules: Iterable[nn.Module], dtype: torch.dtype) -> dict[nn.Parameter, Tensor]:
-    """Store all float32 parameters of `modules` in `dtype`; return their float32 values by parameter.
+def cast_parameters(
+    modules: Iterable[nn.Module], dtype: torch.dtype, originals: dict[nn.Parameter, Tensor] | None = None
+) -> dict[nn.Parameter, Tensor]:
+    """Store all float32 parameters of `modules` in `dtype`; return `originals`, with their float32 values added.
 
     Parameters stay the same objects, so that optimizers, tied layers and hooks keep their reference. Buffers keep
     their format: running statistics and position tables are not weights.
     """
-    originals: dict[nn.Parameter, Tensor] = {}
+    originals = {} if originals is None else originals
     for module in modules:
         for parameter in module.parameters():
             if parameter.dtype is torch.float32 and parameter not in originals:
@@ -48,11 +50,14 @@ def cast_parameters(modules: Iterable[nn.Module], dtype: torch.dtype) -> dict[nn
     return originals
 
 
-def keep_gradients_float32(parameters: Iterable[nn.Parameter]) -> None:
-    """Let low-precision parameters own float32 gradients, so that accumulation adds in float32."""
+def keep_gradients_float32(parameters: Iterable[nn.Parameter], changed: list[nn.Parameter] | None = None) -> None:
+    """Let low-precision parameters own float32 gradients, so that sums are float32; add them to `changed`."""
     for parameter in parameters:
         if parameter.dtype in LOW_DTYPES:
+            parameter.grad = None
             parameter.grad_dtype = torch.float32
+            if changed is not None:
+                changed.append(parameter)
 
 
 class ShadowedWeights:
@@ -108,6 +113,38 @@ class ShadowedWeights:
         if stored in self._optimizer.state:
             self._optimizer.state[shadow] = self._optimizer.state.pop(stored)
         return shadow
+
+    def give_back(self) -> None:
+        """Put the stored parameters back into the optimizer's groups, with their states."""
+        stored_of = {id(shadow): stored for stored, shadow in zip(self._stored, self._shadows, strict=True)}
+        for group in self._optimizer.param_groups:
+            group["params"][:] = [stored_of.get(id(parameter), parameter) for parameter in group["params"]]
+        for stored, shadow in zip(self._stored, self._shadows, strict=True):
+            if shadow in self._optimizer.state:
+                self._optimizer.state[stored] = self._optimizer.state.pop(shadow)
+
+    def stored_of(self, parameter: nn.Parameter) -> nn.Parameter:
+        """Return the model's parameter that the optimizer steps as `parameter`."""
+        weight = self._weights.get(parameter)
+        return parameter if weight is None else weight.stored
+
+    def restore_counters(self, state: Mapping[str, Any]) -> None:
+        """Take back the counter and seed of `state_dict`, for weights that are again what they were then."""
+        self._rounds, self._seed = state["rounds"], state["seed"]
+        self.note_versions()
+
+    def note_versions(self) -> None:
+        """Take the stored weights for those that the copies belong to: nobody else wrote them."""
+        self._versions = [version_of(stored) for stored in self._stored]
+
+    def compensations(self) -> list[tuple[nn.Parameter, str, Tensor]]:
+        """Return the compensations of the weights that have a gradient, as states of the update."""
+        kept = zip(self._shadows, self._compensations, strict=True) if self._compensations else ()
+        return [(shadow, "compensation", tensor) for shadow, tensor in kept if shadow.grad is not None]
+
+    def tensors(self) -> list[Tensor]:
+        """Return everything that a step writes beside the optimizer's states: copies and compensations."""
+        return [*self._stored, *self._compensations, *(s for s in self._shadows if self.is_persistent)]
 
     def shadow_of(self, parameter: nn.Parameter) -> nn.Parameter:
         """Return what the optimizer steps in place of `parameter`: its shadow, or itself where it has none."""
@@ -193,23 +230,35 @@ class ShadowedWeights:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the stored weights do not hold: master copies, or compensations, and the rounding counter."""
-        kept = [shadow.data for shadow in self._shadows] if self.is_persistent else list(self._compensations)
+        kept = self._kept()
         return {"update": str(self._update), "rounds": self._rounds, "seed": self._seed, "tensors": kept}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned; load the model's own weights before. Raises CheckpointError."""
-        kept = [shadow.data for shadow in self._shadows] if self.is_persistent else self._compensations
+        self.check_state(state)
+        for ours, theirs in zip(self._kept(), state["tensors"], strict=True):
+            ours.copy_(theirs)
+        self._rounds, self._seed = int(state["rounds"]), int(state["seed"])
+        self.note_versions()
+
+    def _kept(self) -> list[Tensor]:
+        return [shadow.data for shadow in self._shadows] if self.is_persistent else list(self._compensations)
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise CheckpointError where `state` does not fit these weights."""
+        if not isinstance(state, Mapping) or not {"update", "rounds", "seed", "tensors"} <= state.keys():
+            raise CheckpointError(
+                "the saved weights lack update, rounds, seed or tensors; pass what Engine.state_dict() returned"
+            )
+        kept = self._kept()
         saved = state["tensors"]
         if state["update"] != str(self._update) or [t.shape for t in saved] != [t.shape for t in kept]:
             raise CheckpointError(
                 f"the saved weights were kept with update={state['update']} for {len(saved)} tensors, this engine has "
                 f"update={self._update} and {len(kept)}; resume with the policy and model of the checkpoint"
             )
-        for ours, theirs in zip(kept, saved, strict=True):
-            ours.copy_(theirs)
-        self._rounds, self._seed = int(state["rounds"]), int(state["seed"])
-        self._versions = [version_of(stored) for stored in self._stored]
+        int(state["rounds"]), int(state["seed"])
 
 
 def parameter_names(modules: Mapping[str, nn.Module]) -> dict[nn.Parameter, str]:

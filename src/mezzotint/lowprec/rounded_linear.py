@@ -65,6 +65,12 @@ def round_products(layer: nn.Linear, rounding: InputRounding) -> None:
     layer.register_buffer("magnitudes", history, persistent=False)
 
 
+def unround_products(layer: RoundedLinear) -> None:
+    """Turn a layer that `round_products` changed back into torch's linear layer."""
+    del layer.magnitudes, layer.rounding
+    layer.__class__ = nn.Linear  # type: ignore[assignment]
+
+
 class _Products(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -6,13 +6,14 @@ copied, pickled and checkpointed as before, and a recomputation in backward ente
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mezzotint.errors import PolicyError
 
@@ -77,14 +78,14 @@ class Island:
         return regions
 
 
-def make_islands(models: Mapping[str, nn.Module], patterns: Sequence[str], device_type: str) -> dict[str, nn.Module]:
-    """Make islands of the modules that the patterns name, for good, and return them by path."""
-    found = find_modules(models, patterns)
-    for module in found.values():
+def make_islands(modules: Iterable[nn.Module], device_type: str) -> list[RemovableHandle]:
+    """Make islands of these modules, and return the handles that end them."""
+    handles = []
+    for module in modules:
         island = Island(device_type)
-        module.register_forward_pre_hook(island.enter, with_kwargs=True)
-        module.register_forward_hook(island.leave, always_call=True)
-    return found
+        handles.append(module.register_forward_pre_hook(island.enter, with_kwargs=True))
+        handles.append(module.register_forward_hook(island.leave, always_call=True))
+    return handles
 
 
 def widened(value: Any) -> Any:
