@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 # Above this norm a step is tried first. Squares of smaller gradients stay 8 digits below the end of float32, so that
@@ -39,16 +40,9 @@ def find_nonfinite(states: Sequence[State]) -> State | None:
     for _, _, tensor in states:
         by_device.setdefault(tensor.device, []).append(tensor)
     # a 2-norm is the fastest reduction that NaN and infinity survive; where it overflows, each state is looked at
-    if all(bool(torch.stack(_norms(tensors)).sum().isfinite()) for tensors in by_device.values()):
+    if all(bool(get_total_norm(tensors).isfinite()) for tensors in by_device.values()):
         return None
     return next((state for state in states if not bool(state[2].isfinite().all())), None)
-
-
-def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in tensors:
-        by_dtype.setdefault(tensor.dtype, []).append(tensor)
-    return [norm.float() for group in by_dtype.values() for norm in torch._foreach_norm(group)]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
