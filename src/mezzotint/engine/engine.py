@@ -93,10 +93,10 @@ class Engine:
         self.policy = self.decision.value
         casting.check_engine_policy(self.policy)
         self._names = parameter_names(self.models)
+        check_free(self.models, (p for name in self.optimizers for p in self._group_parameters(name)))
         check_optimizers(self.optimizers, self._names)
         check_schedulers(self.schedulers, self.optimizers)
         ranks.check_wrappers(self.models, self.policy)
-        check_free(self.models, (p for name in self.optimizers for p in self._group_parameters(name)))
         self._check_stored_dtypes()
         kept = find_modules(self.models, self.policy.keep) if self.policy.keep else {}
         self._products = self._find_products(kept.values())
