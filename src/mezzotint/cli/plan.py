@@ -73,6 +73,7 @@ def plan(
     from mezzotint.plan.distributed import check_world, distribute
     from mezzotint.plan.precision import default_precisions, find_precision
 
+    _check_sizes(steps=steps, batch=batch, length=length)
     target = _target(
         script, context.args, config, batch=batch, length=length, is_checkpointed=is_checkpointed, is_module=is_module
     )
@@ -116,6 +117,16 @@ def plan(
         )  # fmt: skip
     fitting = [one.fits for one in several] or [one.memory.fits for one in plans]
     raise typer.Exit(1 if False in fitting else 0)
+
+
+_LARGEST = {"--steps": 10_000, "--batch": 1 << 24, "--length": 1 << 24}
+"""The largest sizes that can be planned: steps are run one by one, and tokens of larger sizes overflow."""
+
+
+def _check_sizes(*, steps: int, batch: int | None, length: int | None) -> None:
+    for name, value in (("--steps", steps), ("--batch", batch), ("--length", length)):
+        if value is not None and value > _LARGEST[name]:
+            raise PlanError(f"{name} is {str(value)[:200]}; it must be at most {_LARGEST[name]:,}")
 
 
 def _target(

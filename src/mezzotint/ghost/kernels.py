@@ -233,9 +233,15 @@ class Overrides:
             backend.flash_sdp_enabled() and is_low and capability >= _AMPERE and mask is None and size <= 256
             and same_size
         )  # fmt: skip
+        # check_cudnn_tensor_shapes and check_cudnn_deterministic, with the cuDNN 9.10 or newer of torch 2.13's builds
+        largest = 256 if capability == (9, 0) else 128
+        is_deterministic = (
+            torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+        )
         can_cudnn = (
             backend.cudnn_sdp_enabled() and is_low and capability in ((9, 0), (10, 0)) and size % 8 == 0
-            and size <= 128 and same_size and not has_mask_grad and dropout == 0.0
+            and size <= largest and same_size and not has_mask_grad and dropout == 0.0 and key.shape[-2] > 1
+            and not is_deterministic
         )  # fmt: skip
         if can_cudnn:
             return "cudnn"  # preferred on Hopper and Blackwell servers

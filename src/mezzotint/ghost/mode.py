@@ -18,6 +18,7 @@ from mezzotint.ghost.access import NONE, Access, access_of, num_turned
 from mezzotint.ghost.compiled import CompiledRegions
 from mezzotint.ghost.faces import Face, Faces
 from mezzotint.ghost.kernels import KERNELS
+from mezzotint.ghost.refusals import refuse
 from mezzotint.ghost.storages import Storages
 from mezzotint.ghost.tensor_types import with_devices
 from mezzotint.ghost.twins import follow, remember, results_of, twin_of
@@ -58,7 +59,7 @@ CAUSAL = {
 _AUTOGRAD = dispatch.DispatchKey.AutogradFunctionality
 _DEVICE = torch.ops.prim.device.default
 _ITEMS = (aten._local_scalar_dense.default, torch.ops.aten.item.default)
-_EQUAL = torch.ops.aten.equal.default
+_EQUAL = (torch.ops.aten.equal.default, torch.ops.aten.allclose.default)
 _PACK = aten._pack_padded_sequence.default
 _NO_ANSWER = object()
 _UNIQUE = frozenset({"_unique2", "_unique", "unique_consecutive"})
@@ -171,6 +172,8 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = args, kwargs
         if reals:
             args, kwargs = _map(args, self._as_fake), {key: self._as_fake_any(v) for key, v in kwargs.items()}
+        if any(isinstance(one, FakeTensor) and one.fake_device.type == "cuda" for one in args):
+            refuse(name, args)
         self._note(name, args, kwargs)
         if name in _COPIES and _crosses(name, args, device):
             self.on_transfer()
@@ -190,10 +193,10 @@ class GhostMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if _device_of(args[0]).type == "cuda":
                 self.on_wait()
             return self._values.item(args[0])
-        if func is _EQUAL:
+        if func in _EQUAL:
             found = results_of(func, name, args, kwargs)
             if found is None:
-                self._values.note("torch.equal, taken for unequal")
+                self._values.note(f"torch.{name}, taken for unequal")
             return bool(found)
         if func is _PACK:
             return self._pack(*args, **kwargs)

@@ -16,6 +16,7 @@ import torch
 
 from mezzotint.errors import GhostError
 from mezzotint.ghost.access import Access
+from mezzotint.ghost.addresses import Addresses
 from mezzotint.ghost.allocator import MIB, CachingAllocator
 from mezzotint.ghost.compiled import CompiledRegions
 from mezzotint.ghost.cuda_api import patch_cuda
@@ -55,14 +56,19 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
 
     `gpu` is a name from the table of cards ("H100", "A100-40GB", "RTX 4090") or a DeviceSpec. Inside, tensors on
     `cuda` have shape, dtype and strides but no data; what the program asks of their numbers is answered by a
-    placeholder and counted in `assumed`. Nothing is left behind. Raises GhostError inside another one, outside the main
-    thread, or where this torch cannot be stood in for; PlanError for an unknown card.
+    placeholder and counted in `assumed`. Nothing is left behind. One object can be entered several times, one after
+    the other: each time starts with empty memory. Raises GhostError inside another one, outside the main thread, or
+    where this torch cannot be stood in for; PlanError for an unknown card.
     """
 
     def __init__(self, gpu: str | DeviceSpec = "H100") -> None:
         self.spec = gpu if isinstance(gpu, DeviceSpec) else find_gpu(gpu)
         if self.spec.compute_capability is None:
             raise GhostError(f"{self.spec.name} is no CUDA card: a ghost GPU follows the rules of CUDA's autocast")
+        self._reset()
+
+    def _reset(self) -> None:
+        """Make the state of one `with` block: memory, assumptions and notes of an earlier one do not count."""
         self.values = Values()
         self.storages = Storages()
         self.owners = Owners(self.storages)
@@ -102,12 +108,13 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
             raise GhostError("a ghost GPU is on already; leave it before the next")
         if threading.current_thread() is not threading.main_thread():
             raise GhostError("a ghost GPU works in the main thread only; enter it there")
+        self._reset()
         if torch.cuda.is_available():
             self.notes.append("this machine has a GPU, which the ghost hides and leaves alone")
         self._check_torch()
-        _active.append(self)
         stack = self._stack
         try:
+            _active.append(self)
             stack.callback(_active.remove, self)
             stack.callback(torch.set_rng_state, torch.get_rng_state())
             stack.callback(_restore_flags(), None)
@@ -184,6 +191,7 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
         _patch_function_apply(patches, face)
         _patch_fake_tensor(patches, self.values)
         replace_apply(patches, lambda module, fn, recurse=True: self._moved.apply(module, fn, recurse))
+        Addresses(self.values).patch(patches)
         patch_cuda(patches, self)
 
 
@@ -250,12 +258,35 @@ def _patch_fake_tensor(patches: Patches, values: Values) -> None:
             new.grad = deep_copy(self.grad, memo)
         return new
 
+    def to_dlpack(self: Any, *_args: Any, **_kwargs: Any) -> Any:
+        return _zeros_of(self, values).__dlpack__()
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _zeros_of(self, values).__reduce_ex__(protocol)
+
+    def share(self: Any) -> Any:
+        values.note("shared memory of a tensor")
+        return self
+
+    patches.replace(FakeTensor, "__dlpack__", to_dlpack)
+    patches.replace(FakeTensor, "__reduce_ex__", reduce)
+    patches.replace(FakeTensor, "share_memory_", share)
     patches.replace(FakeTensor, "__deepcopy__", deep_copy)
     patches.replace(FakeTensor, "numpy", to_numpy)
     patches.replace(FakeTensor, "__array__", to_numpy)
     patches.replace(FakeTensor, "tolist", to_list)
     patches.replace(FakeTensor, "__format__", to_text)
     patches.replace(FakeTensor, "pin_memory", lambda self, *_a, **_k: self)
+
+
+def _zeros_of(tensor: FakeTensor, values: Values) -> torch.Tensor:
+    """Return a real tensor of zeros on the CPU, or the numbers of a tensor where they are known."""
+    real = twin_of(tensor)
+    with disable_torch_dispatch(), disable_torch_function():
+        if real is not None:
+            return real.clone()
+        values.note("the bytes of a tensor, taken for zeros")
+        return torch.zeros(tuple(tensor.shape), dtype=tensor.dtype, device="cpu", requires_grad=False)
 
 
 def _restore_flags() -> Callable[[Any], None]:
@@ -274,6 +305,9 @@ def _restore_flags() -> Callable[[Any], None]:
         (cuda.enable_math_sdp, cuda.math_sdp_enabled()),
         (cuda.enable_cudnn_sdp, cuda.cudnn_sdp_enabled()),
     ]
+    cudnn_enabled, benchmark_limit = torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark_limit
+    reduced = cuda.matmul.allow_fp16_reduced_precision_reduction, cuda.matmul.allow_bf16_reduced_precision_reduction
+    is_cached = torch.is_autocast_cache_enabled()
     autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cuda", "cpu")]
 
     def restore(_: Any) -> None:
@@ -290,6 +324,9 @@ def _restore_flags() -> Callable[[Any], None]:
         torch.use_deterministic_algorithms(is_deterministic, warn_only=warns)
         for enable, is_enabled in attention:
             enable(is_enabled)
+        torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark_limit = cudnn_enabled, benchmark_limit
+        cuda.matmul.allow_fp16_reduced_precision_reduction, cuda.matmul.allow_bf16_reduced_precision_reduction = reduced
+        torch.set_autocast_cache_enabled(is_cached)
         for kind, is_enabled, low in autocast:
             torch.set_autocast_enabled(kind, is_enabled)
             torch.set_autocast_dtype(kind, low)

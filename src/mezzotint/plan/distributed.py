@@ -25,6 +25,8 @@ _LATENCY = 20e-6  # of one collective within a machine
 _LATENCY_BETWEEN = 60e-6
 _BUCKET_BYTES = 25 << 20  # DDP's default
 _ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+MAX_WORLD = 1 << 20
+"""More cards than any machine has."""
 _WHOLE = 2  # blocks that FSDP has gathered at a time: the one at work and the next
 
 
@@ -76,6 +78,8 @@ def check_world(world: int, strategy: str, cards: Sequence[DeviceSpec]) -> None:
     """Raise PlanError for fewer than 2 cards, an unknown strategy, or cards whose links no source states."""
     if world < 2:
         raise PlanError(f"--world is {world}; several cards are at least 2")
+    if world > MAX_WORLD:
+        raise PlanError(f"--world is {str(world)[:200]}; it must be at most {MAX_WORLD:,} cards")
     if strategy not in list(Strategy):
         raise PlanError(f"--strategy is {strategy!r}; give ddp or fsdp")
     for card in cards:

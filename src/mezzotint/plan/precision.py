@@ -114,10 +114,12 @@ def in_precision(precision: Precision) -> Iterator[None]:
         register_module_forward_pre_hook(before).remove,
         register_module_forward_hook(after, always_call=True).remove,
     ]
+    had_tf32 = flags.allows_tf32_matmul()
     flags.allow_tf32_matmul(bool(precision.has_tf32))
     try:
         yield
     finally:
+        flags.allow_tf32_matmul(had_tf32)
         for remove in removers:
             remove()
         patches.undo()

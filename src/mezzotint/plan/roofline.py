@@ -298,7 +298,7 @@ def _price(run: GhostRun, call: Call, cost: Cost, facts: _Facts, *, has_fp8: boo
             found = _sum(one, found)
         return found
     if cost.work is Work.ATTENTION:
-        kind = next(one for one in ("flash", "efficient", "cudnn") if one in call.name)
+        kind = next((one for one in ("flash", "efficient", "cudnn") if one in call.name), "efficient")
         return efficiency.attention_time(
             card, format_name, kind, cost.flops, cost.head_size, is_causal=facts.is_causal,
             is_backward=call.name.endswith("backward"),

@@ -1,0 +1,142 @@
+"""What CUDA refuses is refused on the simulated GPU, and what reads bytes gets zeros and a note."""
+
+import copy
+import hashlib
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mezzotint.errors import GhostError
+from mezzotint.ghost.refusals import REFUSALS
+from mezzotint.ghost.session import ghost_gpu
+
+LINALG: dict[str, Callable[[Tensor], Any]] = {
+    "qr": torch.linalg.qr,
+    "cholesky": torch.linalg.cholesky,
+    "svd": torch.linalg.svd,
+    "eigh": torch.linalg.eigh,
+    "eig": torch.linalg.eig,
+    "lu": torch.linalg.lu,
+    "lu_factor": torch.linalg.lu_factor,
+    "det": torch.linalg.det,
+    "solve": lambda x: torch.linalg.solve(x, x),
+    "inv": torch.linalg.inv,
+    "solve_triangular": lambda x: torch.linalg.solve_triangular(x, x, upper=True),
+    "householder_product": lambda x: torch.linalg.householder_product(x, x[0]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_linear_algebra_has_no_low_precision(dtype: torch.dtype) -> None:
+    with ghost_gpu("H100"):
+        x = torch.randn(8, 8, device="cuda")
+        for call in (*LINALG.values(), torch.pdist, lambda x: torch.cdist(x, x)):
+            call(x)
+            with pytest.raises(RuntimeError, match=r"not implemented for|Low precision dtypes not supported"):
+                call(x.to(dtype))
+
+
+@pytest.mark.parametrize("name", LINALG)
+def test_documentation_of_torch_agrees(name: str) -> None:
+    assert "float, double, cfloat and cdouble" in getattr(torch.linalg, name).__doc__
+
+
+def test_cdist_of_many_rows_is_a_matmul() -> None:
+    with ghost_gpu("H100"):
+        x = torch.randn(40, 8, device="cuda", dtype=torch.bfloat16)
+        assert torch.cdist(x, x).dtype is torch.bfloat16
+        with pytest.raises(NotImplementedError, match="cdist_cuda"):
+            torch.cdist(x, x, p=1.0)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("size", [7, 64, 100])
+@pytest.mark.parametrize("transform", [torch.fft.fft, torch.fft.rfft, torch.fft.fft2])
+def test_half_transforms_take_powers_of_two(transform: Callable[[Tensor], Tensor], size: int) -> None:
+    with ghost_gpu("T4"):
+        x = torch.randn(4, size, device="cuda")
+        transform(x)
+        if size == 64:
+            transform(x.half())
+            return
+        with pytest.raises(RuntimeError, match="powers of two"):
+            transform(x.half())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.float8_e4m3fn])
+def test_matmul_refuses_other_dtypes(dtype: torch.dtype) -> None:
+    with ghost_gpu("H100"):
+        x = torch.ones(4, 4, device="cuda").to(dtype)
+        with pytest.raises(NotImplementedError, match="addmm_cuda"):
+            torch.mm(x, x)
+
+
+def test_matmul_refuses_two_dtypes() -> None:
+    with ghost_gpu("H100"):
+        x = torch.ones(4, 4, device="cuda")
+        with pytest.raises(RuntimeError, match="same dtype"):
+            x @ x.half()
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            assert (x @ x.half()).dtype is torch.bfloat16
+
+
+def test_every_row_states_its_source() -> None:
+    assert all(row.source and row.dtypes for row in REFUSALS.values())
+
+
+def _save_file(x: Tensor, path: Path) -> Any:
+    from safetensors.torch import load_file, save_file
+
+    save_file({"x": x, "y": x.clone()}, path / "x.safetensors")
+    assert not load_file(path / "x.safetensors")["x"].any()
+
+
+READERS: dict[str, Callable[[Tensor, Path], Any]] = {
+    "safetensors": _save_file,
+    "data_ptr": lambda x, _: x[1].data_ptr() - x.data_ptr() == x.stride(0) * x.element_size() or pytest.fail("stride"),
+    "numpy": lambda x, _: x.cpu().numpy().sum(),
+    "asarray": lambda x, _: np.asarray(x.cpu()).sum(),
+    "from_dlpack": lambda x, _: (not np.from_dlpack(x.cpu()).any()) or pytest.fail("no zeros"),
+    "md5": lambda x, _: hashlib.md5(x.cpu().numpy().tobytes()).hexdigest(),
+    "tolist": lambda x, _: x.tolist(),
+    "pickle": lambda x, _: pickle.loads(pickle.dumps(x)).shape == x.shape or pytest.fail("shape"),
+    "torch.save": lambda x, path: torch.save({"x": x}, path / "x.pt"),
+    "np.save": lambda x, path: np.save(path / "x.npy", x.cpu()),
+    "share_memory_": lambda x, _: x.cpu().share_memory_(),
+    "deepcopy": lambda x, _: copy.deepcopy(x),
+    "copy_": lambda x, _: torch.zeros(x.shape).copy_(x),
+    "str": lambda x, _: str(x),
+    "allclose": lambda x, _: torch.allclose(x, x),
+}
+SILENT = {"copy_", "deepcopy", "str", "torch.save"}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.filterwarnings("ignore")
+def test_reading_bytes_gives_zeros_and_a_note(name: str, device: str, tmp_path: Path) -> None:
+    with ghost_gpu("A100") as gpu:
+        READERS[name](torch.randn(100, 100, device=device), tmp_path)
+        assert name in SILENT or gpu.assumed
+    assert torch.ones(3).data_ptr()
+
+
+def test_one_object_can_be_entered_again() -> None:
+    gpu = ghost_gpu("H100")
+    found = []
+    for _ in range(3):
+        with gpu:
+            x = torch.randn(256, 256, device="cuda")
+            (x @ x).sum().item()
+            with pytest.raises(GhostError, match="already"), gpu:
+                pass
+            assert torch.cuda.is_available()
+        found.append((gpu.peak_allocated, gpu.assumed, tuple(gpu.notes)))
+        del x
+    assert found[0] == found[1] == found[2]
