@@ -35,3 +35,17 @@ def test_sizes_beyond_any_machine_are_refused(option: str, size: int, tmp_path) 
     assert found.exit_code != 0
     assert "it ran" not in text
     assert len(text) < 1500
+
+
+@pytest.mark.parametrize(("gpu", "is_emulated"), [("T4", True), ("V100", True), ("A100", False)])
+def test_emulated_bfloat16_is_said(gpu: str, is_emulated: bool) -> None:
+    from mezzotint.plan.plan import emulates_bfloat16
+    from mezzotint.plan.recording import Recording
+    from mezzotint.trace.recorder import Recorder
+
+    recording, recorder = Recording(gpu), Recorder(has_ranges=False)
+    with recording.within(recorder), recorder:
+        x = torch.randn(16, 16, device="cuda")
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            x @ x
+    assert emulates_bfloat16(recording.run(recorder.trace())) is is_emulated

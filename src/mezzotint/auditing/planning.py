@@ -11,7 +11,7 @@ from mezzotint.auditing.script import Ending, Outcome, Target, run_target
 from mezzotint.errors import PlanError
 from mezzotint.hardware.devices import DeviceSpec
 from mezzotint.hardware.gpus import find_gpu
-from mezzotint.plan.plan import Plan, make_plan
+from mezzotint.plan.plan import EMULATED, Plan, emulates_bfloat16, make_plan
 from mezzotint.plan.precision import AS_WRITTEN, Precision, in_precision
 from mezzotint.plan.recording import GhostRun, Recording
 from mezzotint.trace.recorder import Recorder
@@ -59,6 +59,8 @@ def audit_on_ghost(target: Target, gpu: str, *, steps: int) -> Outcome:
     trace.facts["device"] = f"ghost {found.run.spec.name}"
     trace.notes.extend(found.run.notes[len(trace.notes) :])
     trace.notes.append(f"on a simulated {found.run.spec.name}: tensors have no numbers, so nothing is said of ranges")
+    if emulates_bfloat16(found.run):
+        trace.notes.append(f"{found.run.spec.name}: {EMULATED}")
     if found.run.assumed:
         count = sum(found.run.assumed.values())
         trace.notes.append(f"{count} answers about numbers were assumed; mezzotint plan lists the lines that asked")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mezzotint.plan.costs import Work
-from mezzotint.plan.memory import MemoryPlan, plan_memory
+from mezzotint.plan.memory import CAST_CACHE, MIB, MemoryPlan, plan_memory
 from mezzotint.plan.precision import Precision
 from mezzotint.plan.recording import GhostRun
 from mezzotint.plan.roofline import TimePlan, plan_time
@@ -90,6 +90,19 @@ def items_of(run: GhostRun) -> tuple[int | None, str]:
     return None, ""
 
 
+EMULATED = (
+    "bfloat16 is emulated on this GPU: matmuls take about twice float16's time; use float16 with a GradScaler "
+    "(torch.cuda.is_bf16_supported(including_emulation=False) is False here)"
+)
+
+
+def emulates_bfloat16(run: GhostRun) -> bool:
+    """Whether a program computed matmuls in bfloat16 on a GPU older than Ampere, which emulates it."""
+    if (run.spec.compute_capability or (8, 0)) >= (8, 0):
+        return False
+    return any(one.call.flops and one.call.format == "bfloat16" for one in run.trace.operations)
+
+
 def reasons(plans: Sequence[Plan]) -> list[str]:
     """Say why mixed precision pays here or does not: the shares of the step that it can change."""
     best = next((one for one in plans if one.precision.name in ("bf16", "fp16", "as written")), None)
@@ -109,6 +122,16 @@ def reasons(plans: Sequence[Plan]) -> list[str]:
         lines.append(
             f"the GPU waits for the host: {best.time.num_launches} launches take about {best.time.host * 1e3:.2g} ms "
             f"to issue, the GPU needs {best.time.gpu * 1e3:.2g} ms; a larger batch or torch.compile helps more"
+        )
+    if emulates_bfloat16(best.run):
+        lines.append(EMULATED)
+    more = best.memory.peak_allocated - base.memory.peak_allocated if base is not None else 0
+    casts = best.memory.at_peak.get(CAST_CACHE, 0)
+    if base is not None and best.precision.name != base.precision.name and more > base.memory.peak_allocated // 100:
+        lines.append(
+            f"{best.precision.name} needs {more / MIB:,.0f} MiB more memory than {base.precision.name}: "
+            "low-precision copies of the weights cost more than smaller saved activations save"
+            + (f" ({casts / MIB:,.0f} MiB of copies are held at the peak)" if casts else "")
         )
     if base is not None:
         ratio = best.time.gpu / base.time.gpu if base.time.gpu else 1.0
