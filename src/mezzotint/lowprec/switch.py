@@ -56,7 +56,7 @@ class FastCpu:
         gate.leave(self._dtypes)
 
 
-def fast_cpu(*formats: str, compiled: bool = False) -> FastCpu:
+def fast_cpu(*formats: str | torch.dtype, compiled: bool = False) -> FastCpu:
     """Return a context inside which these formats ("bfloat16", "float16"; all of them by default) are fast on the CPU.
 
     Put it around the forward *and* the backward of a loop under `torch.autocast("cpu")`; float32 results do not change
@@ -68,9 +68,11 @@ def fast_cpu(*formats: str, compiled: bool = False) -> FastCpu:
     require(Feature.FAST_CPU, ConfigError)
     names = formats or FORMATS
     dtypes = []
-    for name in names:
+    full = {"bf16": "bfloat16", "fp16": "float16", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+    chosen = [full.get(given, given) if isinstance(given, str | torch.dtype) else given for given in names]
+    for name in chosen:
         if name not in FORMATS:
-            raise ConfigError(f"fast_cpu({name!r}) is refused; pass {' or '.join(FORMATS)}")
+            raise ConfigError(f"fast_cpu({repr(name)[:200]}) is refused; pass {' or '.join(FORMATS)}")
         if choice_for(name).path is not Path.STOCK:
             dtypes.append(getattr(torch, name))
     if compiled and dtypes:

@@ -16,7 +16,7 @@ from typing import Any
 from mezzotint.errors import FormatError, PolicyError
 from mezzotint.formats.inputs import InputRounding
 from mezzotint.policy.policy import POLICY_FIELDS, Policy
-from mezzotint.policy.presets import PRESETS
+from mezzotint.policy.presets import ALIASES, FOREIGN, PRESETS
 from mezzotint.policy.scaling import Scaling, ScalingKind
 
 _COMMA_OUTSIDE_PARENTHESES = re.compile(r",(?![^(]*\))")
@@ -50,9 +50,15 @@ def _items(text: str) -> list[str]:
 
 
 def _preset(name: str) -> str:
-    found = PRESETS.get(name.lower())
+    lower = name.lower()
+    found = PRESETS.get(ALIASES.get(lower, lower))
     if found is None:
-        near = get_close_matches(name.lower(), PRESETS, n=2, cutoff=0.4) or list(PRESETS)
+        near = (
+            [FOREIGN[lower]]
+            if lower in FOREIGN
+            else get_close_matches(lower, [preset for preset in PRESETS if preset != "bf16-pure"], n=2, cutoff=0.4)
+            or list(PRESETS)
+        )
         raise PolicyError(f"unknown policy {name!r}; did you mean {' or '.join(near)}?")
     return found
 

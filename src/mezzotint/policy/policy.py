@@ -125,6 +125,13 @@ POLICY_FIELDS = tuple(f.name for f in fields(Policy))
 
 
 def _format_name(axis: str, value: str) -> str:
+    # a torch dtype, as in Policy(compute=torch.bfloat16); this module does without torch
+    if type(value).__module__ == "torch" and type(value).__name__ == "dtype":
+        value = str(value).removeprefix("torch.")
+    if not isinstance(value, str):
+        raise PolicyError(
+            f"policy field {axis}={repr(value)[:200]} is no number format; pass a name such as 'bfloat16'"
+        )
     try:
         return find_format(value).name
     except (FormatError, AttributeError) as error:

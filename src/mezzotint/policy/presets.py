@@ -17,6 +17,18 @@ PRESETS: dict[str, str] = {
     "nvfp4": "compute=bfloat16, products=nvfp4(stochastic=true)",
 }
 
+# what Lightning and Accelerate call these policies
+ALIASES: dict[str, str] = {"bf16": "bf16-mixed", "fp16": "fp16-mixed"}
+FOREIGN: dict[str, str] = {
+    "16-mixed": "fp16-mixed",
+    "16": "fp16-mixed",
+    "bf16-true": "bf16-stochastic",
+    "16-true": "fp16-mixed",
+    "32": "float32",
+    "32-true": "float32",
+    "fp32": "float32",
+}
+
 PRESET_NOTES: dict[str, str] = {
     "float32": "everything in float32; the control of every comparison",
     "bf16-mixed": "autocast to bfloat16 over float32 weights; needs no loss scaling",
