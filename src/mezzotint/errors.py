@@ -93,6 +93,19 @@ class NonFiniteError(TrainingError):
         self.tensors = tensors
 
 
+def shortened(value: object, limit: int = 200) -> str:
+    """Return a value for a message: one line of at most `limit` characters, and how many there were."""
+    try:
+        text = str(value)
+    except ValueError:  # an integer of more digits than Python spells
+        return "a number of more than 4,000 digits"
+    text = text if text.isprintable() else repr(text)
+    if len(text) <= limit:
+        return text
+    end = f"... ({len(text):,} characters)"
+    return text[: limit - len(end)] + end
+
+
 def place_of(error: BaseException) -> str | None:
     """Return the line of the user's program that an error came from, None where there is no line at all."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]

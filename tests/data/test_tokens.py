@@ -148,6 +148,23 @@ def test_a_damaged_file_is_made_again(source: Path, tmp_path: Path, damage: str,
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+def test_flipped_bits_in_the_cache_never_change_a_token(source: Path, tmp_path: Path, tokenizer: str) -> None:
+    settings = config(source, tokenizer=tokenizer, vocab_size=300)
+    first = open_corpus(settings, block_size=16)
+    for path in list((tmp_path / "cache").iterdir()):
+        content = path.read_bytes()
+        for place in range(0, len(content), len(content) // 12):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << place % 8
+            path.unlink()
+            path.write_bytes(damaged)
+            second = open_corpus(settings, block_size=16)
+            assert np.array_equal(second.train_ids, first.train_ids)
+            assert second.tokens_digest == first.tokens_digest
+            assert path.read_bytes() == content
+
+
 def test_a_home_that_cannot_be_written_is_passed_over(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

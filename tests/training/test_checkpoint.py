@@ -1,5 +1,6 @@
 """A checkpoint is whole or refused, and the one before it serves."""
 
+import hashlib
 import os
 import random
 import shutil
@@ -137,6 +138,71 @@ def test_leftovers_of_a_killed_writer_are_removed(two: Path) -> None:
     assert load_newest(two)[0].step == 2
     save_checkpoint(two, 3, state(3), keep=5)
     assert not list(two.glob(".partial-*"))
+
+
+def test_a_renamed_checkpoint_is_refused(two: Path) -> None:
+    list_checkpoints(two)[-1].rename(two / "step-00000009")
+    found, refusals = load_newest(two)
+    assert found.step == 1
+    assert "holds step 2" in refusals[0]
+
+
+ODD_MANIFESTS = [
+    "[]", "3", "null", "{}", "[" * 3000 + "]" * 3000, "9" * 5000, "NaN", '"text"', "\\x00",
+    '{"schema": "mezzotint.checkpoint/1", "step": true, "files": {}}',
+    '{"schema": "mezzotint.checkpoint/1", "step": NaN, "files": {}}',
+    '{"schema": "mezzotint.checkpoint/1", "step": 2, "step": 2, "files": {}}',
+    '{"schema": "mezzotint.checkpoint/1", "step": 2, "files": {"../x": {"bytes": 1, "sha256": ""}}}',
+    '{"schema": ["x"], "step": 2, "files": 3}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", ODD_MANIFESTS, ids=range(len(ODD_MANIFESTS)))
+def test_a_sealed_manifest_with_odd_content(two: Path, body: str) -> None:
+    seal = hashlib.sha256(body.encode()).hexdigest()
+    (list_checkpoints(two)[-1] / MANIFEST).write_text(f"{seal}\n{body}")
+    assert_refused_and_the_one_before_used(two)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    ["3 4", '{"$tensor": "nobody"}', '{"$dtype": "load"}', '{"$new": 1}', "[" * 3000 + "]" * 3000, '{"$dict": 3}'],
+)
+def test_a_sealed_state_with_odd_content(two: Path, monkeypatch: pytest.MonkeyPatch, tree: str) -> None:
+    monkeypatch.setattr(checkpoint.json, "dumps", lambda value, **_: tree)
+    monkeypatch.setattr(
+        checkpoint,
+        "_sealed",
+        lambda manifest: (
+            (body := repr(manifest).replace("'", '"').encode())
+            and hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+        ),
+    )
+    save_checkpoint(two, 2, state(2), keep=5)
+    monkeypatch.undo()
+    assert_refused_and_the_one_before_used(two)
+
+
+def test_a_pipe_in_place_of_a_file(two: Path) -> None:
+    path = list_checkpoints(two)[-1] / STATE
+    path.unlink()
+    os.mkfifo(path)
+    assert_refused_and_the_one_before_used(two)
+
+
+def test_a_run_that_was_removed_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="was removed while the run"):
+        save_checkpoint(tmp_path / "run" / "checkpoints", 1, state(1), keep=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_at_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"needs 3\.8 MiB.*start the run again"):
+        save_checkpoint(tmp_path, 1, {"w": torch.zeros(1_000_000)}, keep=1)
 
 
 WRITER = """

@@ -19,7 +19,9 @@ def test_lines_are_json_and_not_finite_numbers_are_words(tmp_path: Path) -> None
         raise AssertionError(word)
 
     text = (tmp_path / "m.jsonl").read_text()
-    assert json.loads(text, parse_constant=refuse) == {
+    line = json.loads(text, parse_constant=refuse)
+    assert line.pop("crc32")
+    assert line == {
         "step": 1,
         "loss": 0.1,
         "grad_norm": "nan",
@@ -54,4 +56,23 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(TrainingError, match=r"No space left.*checkpoints are safe"):
         writer.write({"step": 1})
     monkeypatch.undo()
+    writer.close()
+
+
+def test_flipped_bits_leave_lines_out_and_never_change_a_figure(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    writer = MetricsWriter(path)
+    for step in range(1, 4):
+        writer.write({"step": step, "loss": step / 3, "grad_norm": float("nan")})
+    content, whole = path.read_bytes(), read_metrics(path)
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        found = read_metrics(path)
+        assert all(line in whole for line in found)
+        assert 1 <= len(found) < 3
+        num_damaged = writer.truncate_after(3)
+        assert num_damaged >= (place < len(content) - 1)
+        assert read_metrics(path) == found
     writer.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mezzotint.errors import ConfigError
+from mezzotint.errors import ConfigError, TrainingError
 from mezzotint.training.checkpoint import save_checkpoint
 from mezzotint.training.rundir import RunDirectory, free_path
 
@@ -44,7 +44,7 @@ def test_no_write_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_args: object, **_kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(ConfigError, match=r"cannot be written: Permission denied"):
         RunDirectory.create(tmp_path / "run", "")
     assert not (tmp_path / "run").exists()
@@ -86,3 +86,28 @@ def test_free_path(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a-2").mkdir()
     assert free_path(tmp_path / "a") == tmp_path / "a-3"
+
+
+def test_names_that_no_file_system_takes(tmp_path: Path) -> None:
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(ConfigError, match="--out") as caught:
+            RunDirectory.create(tmp_path / name, "")
+        assert len(str(caught.value)) < 400
+        with pytest.raises(ConfigError, match="--resume"):
+            RunDirectory.open(tmp_path / name)
+
+
+def test_a_directory_that_was_removed_is_said(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", "")
+    run.metrics_path.touch()
+    run.check_exists()
+    run.config_path.unlink()
+    with pytest.raises(TrainingError, match="was removed while the run"):
+        run.check_exists()
+
+
+def test_a_folder_that_takes_no_lock(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", "")
+    (run.path / ".lock").mkdir()
+    with pytest.raises(ConfigError, match="cannot be written"), run:
+        pass

@@ -10,6 +10,7 @@ import typer
 
 from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console, script_output
 from mezzotint.errors import PlanError
+from mezzotint.files import write_whole
 
 if TYPE_CHECKING:
     from mezzotint.auditing.script import Target
@@ -106,7 +107,10 @@ def plan(
     if trace is not None:
         from mezzotint.plan.timeline import chrome_trace
 
-        trace.write_text(json.dumps(chrome_trace(plans[0])), encoding="utf-8")
+        try:
+            write_whole(trace, json.dumps(chrome_trace(plans[0])))
+        except OSError as error:
+            raise PlanError(f"{trace} cannot be written: {error.strerror or error}; pass another --trace") from None
     if is_json:
         print_json("plan", _payload(plans, several, str(target), price, out if has_report else None))
     else:

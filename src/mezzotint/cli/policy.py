@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console
 from mezzotint.errors import PolicyError
+from mezzotint.files import write_whole
 
 if TYPE_CHECKING:
     from mezzotint.policy.autocast import Snapshot
@@ -50,7 +51,10 @@ def policy(
     old = load_snapshot(diff) if diff is not None else None
     snapshot = load_snapshot(against) if against is not None else _ask(dtype)
     if save is not None:
-        save.write_text(json.dumps(snapshot.to_json(), indent=1) + "\n", encoding="utf-8")
+        try:
+            write_whole(save, json.dumps(snapshot.to_json(), indent=1) + "\n")
+        except OSError as error:
+            raise PolicyError(f"{save} cannot be written: {error.strerror or error}; pass another --save") from None
         progress_console().print(f"mezzotint: wrote {save}", markup=False, soft_wrap=True)
     if old is not None:
         raise typer.Exit(_print_changes(old, snapshot, is_json=is_json))

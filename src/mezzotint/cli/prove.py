@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console, script_output
 from mezzotint.errors import ProofError
+from mezzotint.files import write_whole
 
 if TYPE_CHECKING:
     from mezzotint.parity.design import Experiment
@@ -164,7 +165,7 @@ def carry_out(folder: "ProofFolder", *, summary: Path | None, is_json: bool, sch
 
 def _write_summary(path: Path, text: str) -> list[str]:
     try:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         return [f"{path} cannot be written: {error.strerror or error}"]
     return []

@@ -1,6 +1,7 @@
 """`mezzotint train`: a recipe or a TOML file becomes a run directory with metrics and checkpoints."""
 
 import json
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console
-from mezzotint.errors import ConfigError
+from mezzotint.errors import ConfigError, shortened
+from mezzotint.files import read_regular
 
 if TYPE_CHECKING:
     from mezzotint.training.config import RunConfig
@@ -45,6 +47,7 @@ def train(
     if is_list:
         _list_recipes(is_json)
         return
+    _refuse_several_processes()
     config, run, is_resumed = _prepare(recipe, settings or [], policy, data or [], out, resume)
     with run:
         summary, chosen = _run(config, run, is_resumed=is_resumed, has_tensorboard=tensorboard)
@@ -53,11 +56,20 @@ def train(
         raise typer.Exit(SIGNAL_EXIT + summary.stopped_by)
 
 
+def _refuse_several_processes() -> None:
+    """Raise ConfigError under torchrun, where each process would train a whole run of its own."""
+    world = os.environ.get("WORLD_SIZE", "1").strip()
+    if world not in ("", "1"):
+        raise ConfigError(
+            f"mezzotint train must run in one process, got WORLD_SIZE={shortened(world)}; start it without torchrun"
+        )
+
+
 def _prepare(
     recipe: str | None, settings: list[str], policy: str | None, data: list[str], out: Path | None, resume: Path | None
 ) -> "tuple[RunConfig, RunDirectory, bool]":
     """Return the configuration and the run directory, made or opened."""
-    from mezzotint.training.config import from_toml, to_toml, with_settings
+    from mezzotint.training.config import to_toml, with_settings
     from mezzotint.training.rundir import RunDirectory
 
     if resume is not None:
@@ -78,7 +90,7 @@ def _prepare(
                 "start a new run to change it"
             )
         run = RunDirectory.open(resume)
-        return from_toml(run.config_path.read_text(encoding="utf-8"), str(run.config_path)), run, True
+        return _parsed(run.config_path), run, True
     if recipe is None:
         raise ConfigError("name a recipe or a TOML file, for example: mezzotint train tiny-1m (see --list)")
     config = _load(recipe)
@@ -97,15 +109,18 @@ def _prepare(
 
 def _load(recipe: str) -> "RunConfig":
     from mezzotint.recipes.catalog import find_recipe
-    from mezzotint.training.config import from_toml
 
     path = Path(recipe)
-    if path.suffix != ".toml":
-        return find_recipe(recipe)
+    return find_recipe(recipe) if path.suffix != ".toml" else _parsed(path)
+
+
+def _parsed(path: Path) -> "RunConfig":
+    from mezzotint.training.config import from_toml
+
     try:
-        return from_toml(path.read_text(encoding="utf-8"), str(path))
+        return from_toml(read_regular(path).decode(), str(path))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise ConfigError(f"{shortened(path)} cannot be read: {error.strerror or error}; pass a TOML file") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a UTF-8 text file; pass a TOML recipe") from None
 
@@ -123,7 +138,9 @@ def _decided(config: "RunConfig") -> "RunConfig":
 def _check_early(config: "RunConfig") -> None:
     """Read the data before the run directory is made, so that bad data leave nothing behind."""
     from mezzotint.data.tokens import open_corpus
+    from mezzotint.training.sizes import check_size
 
+    check_size(config)
     open_corpus(config.data, block_size=config.model.block_size)
 
 

@@ -1,13 +1,14 @@
 """Text from somewhere, always in the same order: the standard library, files, folders, a Hugging Face dataset."""
 
 import codecs
+import os
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mezzotint.data.config import STDLIB
-from mezzotint.errors import DataError
+from mezzotint.errors import DataError, shortened
 
 # of the standard library; a folder that the user names is read whole
 SKIPPED_FOLDERS = frozenset({"__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"})
@@ -128,11 +129,12 @@ def _read(path: Path, most: int) -> bytes:
     """Return the first `most` bytes of a file, or all of it."""
     try:
         with path.open("rb") as file:
-            return file.read(most)
+            # no more than there is: reading reserves the memory that it is told
+            return file.read(min(most, os.fstat(file.fileno()).st_size + LONGEST_CHARACTER))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; pass a file or folder of text") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{shortened(path)} cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # a zero byte in the name
         raise DataError(f"{str(path)!r} cannot be read: {error}") from None
 

@@ -2,7 +2,8 @@
 
 The cache lies in $MEZZOTINT_CACHE, else in the user's cache folder, else (a home that cannot be written) in a temporary
 folder. A file is named by the digest of the sources' content and the tokenizer's settings, so a changed source makes
-another file, and two runs with the same digest see the same tokens.
+another file, and two runs with the same digest see the same tokens. A file ends with the SHA-256 of its tokens and its
+tokenizer, which is verified whenever it is opened; a file that does not match is made again.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from mezzotint.data.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer, che
 from mezzotint.errors import DataError
 
 Ids = np.ndarray[Any, np.dtype[Any]]
+_SUM_BYTES = 32
 LAYOUT = "tokens/1"  # changes when the files below change their meaning
 
 
@@ -34,6 +36,7 @@ class Corpus:
     validation_ids: Ids
     tokenizer: Tokenizer
     digest: str
+    tokens_digest: str = ""  # of the token file's content, and of its tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -60,7 +63,7 @@ def open_corpus(config: DataConfig, *, block_size: int) -> Corpus:
     check_tokenizer(config)
     texts = read_sources(config.source, config.max_bytes)
     digest = _digest(texts, config)
-    ids, tokenizer = _cached(digest, texts, config)
+    ids, tokenizer, tokens_digest = _cached(digest, texts, config)
     needed = block_size + 1  # a block's targets are its inputs, one token on
     num_validation = max(round(len(ids) * config.validation_share), needed)
     if len(ids) < num_validation + needed:
@@ -69,7 +72,13 @@ def open_corpus(config: DataConfig, *, block_size: int) -> Corpus:
             "more text or a smaller model.block_size"
         )
     split = len(ids) - num_validation
-    return Corpus(train_ids=ids[:split], validation_ids=ids[split:], tokenizer=tokenizer, digest=digest)
+    return Corpus(
+        train_ids=ids[:split],
+        validation_ids=ids[split:],
+        tokenizer=tokenizer,
+        digest=digest,
+        tokens_digest=tokens_digest,
+    )
 
 
 def _digest(texts: list[Text], config: DataConfig) -> str:
@@ -84,7 +93,7 @@ def _digest(texts: list[Text], config: DataConfig) -> str:
     return digest.hexdigest()
 
 
-def _cached(digest: str, texts: list[Text], config: DataConfig) -> tuple[Ids, Tokenizer]:
+def _cached(digest: str, texts: list[Text], config: DataConfig) -> tuple[Ids, Tokenizer, str]:
     refused = []
     for folder in _cache_folders():
         ids_path, tokenizer_path = folder / f"{digest[:32]}.npy", folder / f"{digest[:32]}.json"
@@ -103,9 +112,29 @@ def _cached(digest: str, texts: list[Text], config: DataConfig) -> tuple[Ids, To
     )
 
 
-def _load(ids_path: Path, tokenizer_path: Path, config: DataConfig) -> tuple[Ids, Tokenizer]:
+def _load(ids_path: Path, tokenizer_path: Path, config: DataConfig) -> tuple[Ids, Tokenizer, str]:
+    """Return tokens, tokenizer and their digest. Raises where a file is missing or not the one that was written."""
+    if not ids_path.is_file() or (config.tokenizer == "bpe" and not tokenizer_path.is_file()):
+        raise FileNotFoundError(ids_path)
+    found = _sum_of(ids_path, tokenizer_path, config)
+    with ids_path.open("rb") as file:
+        file.seek(-_SUM_BYTES, os.SEEK_END)
+        if file.read() != found:
+            raise ValueError(f"{ids_path} does not match its checksum")
     ids = np.load(ids_path, mmap_mode="r")
-    return ids, BpeTokenizer.load(tokenizer_path) if config.tokenizer == "bpe" else ByteTokenizer()
+    tokenizer = BpeTokenizer.load(tokenizer_path) if config.tokenizer == "bpe" else ByteTokenizer()
+    return ids, tokenizer, found.hex()
+
+
+def _sum_of(ids_path: Path, tokenizer_path: Path, config: DataConfig) -> bytes:
+    """Return the SHA-256 of a token file up to where its own is, and of its tokenizer."""
+    digest = hashlib.sha256(tokenizer_path.read_bytes() if config.tokenizer == "bpe" else b"")
+    with ids_path.open("rb") as file:
+        room = os.fstat(file.fileno()).st_size - _SUM_BYTES
+        while room > 0 and (content := file.read(min(room, 2**20))):
+            digest.update(content)
+            room -= len(content)
+    return digest.digest()
 
 
 def _make(ids_path: Path, tokenizer_path: Path, texts: list[Text], config: DataConfig) -> None:
@@ -124,6 +153,12 @@ def _make(ids_path: Path, tokenizer_path: Path, texts: list[Text], config: DataC
     try:
         with partial.open("wb") as file:
             np.save(file, encode_all(texts, tokenizer))
+            file.write(bytes(_SUM_BYTES))
+            file.flush()
+        total = _sum_of(partial, tokenizer_path, config)
+        with partial.open("r+b") as file:
+            file.seek(-_SUM_BYTES, os.SEEK_END)
+            file.write(total)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(ids_path)

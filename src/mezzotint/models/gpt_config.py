@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from mezzotint.errors import shortened
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPTConfig:
@@ -31,9 +33,12 @@ class GPTConfig:
         for name in ("vocab_size", "block_size", "num_layers", "num_heads", "dim", "ffn_dim", "loss_chunk_rows"):
             value = getattr(self, name)
             if value < 1:
-                raise ValueError(f"{name}={value} is refused; pass at least 1")
+                raise ValueError(f"{name}={shortened(value)} is refused; pass at least 1")
         if self.dim % self.num_heads:
-            raise ValueError(f"dim={self.dim} is not divisible by num_heads={self.num_heads}; change one of them")
+            raise ValueError(
+                f"dim={shortened(self.dim)} is not divisible by num_heads={shortened(self.num_heads)}; "
+                "change one of them"
+            )
         if self.head_dim % 2:
             raise ValueError(
                 f"dim={self.dim} over num_heads={self.num_heads} gives heads of {self.head_dim}, and rotary positions "

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mezzotint.errors import FormatError
+from mezzotint.files import write_whole
 from mezzotint.hardware.measure import measure_matmul
 from mezzotint.hardware.probe import probe
 from mezzotint.hardware.support import DeviceFacts, Support, format_support
@@ -17,7 +18,7 @@ from mezzotint.lowprec.switch import status
 from mezzotint.parity.design import Arm
 from mezzotint.parity.result import ArmResult, Verdict
 from mezzotint.policy.grammar import parse_policy
-from mezzotint.proving.store import ProofFolder, write_whole
+from mezzotint.proving.store import ProofFolder
 from mezzotint.training.step_profile import StepProfile
 
 SLOW_ABOVE = 0.8  # of the control's time

@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 from mezzotint.errors import ProofError
+from mezzotint.files import write_whole
 from mezzotint.parity.design import Experiment, Source
 from mezzotint.proving.recipe_run import RecipeSeed
 from mezzotint.proving.script_run import Script, ScriptRun
-from mezzotint.proving.store import write_whole
 from mezzotint.proving.trainee import Trainee
 from mezzotint.training.config import to_toml
 

@@ -12,14 +12,14 @@ A run counts when its run.json is there, so a process killed at any moment loses
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mezzotint.errors import ProofError, TrainingError
+from mezzotint.errors import ProofError, TrainingError, shortened
+from mezzotint.files import read_regular, write_whole
 from mezzotint.parity.design import Experiment
 from mezzotint.parity.result import Run
 from mezzotint.proving.design_file import design_from_toml, design_to_toml
@@ -62,8 +62,19 @@ class ProofFolder:
         if not config.is_file() or not circumstances.is_file():
             what = "does not exist" if not path.exists() else "holds no design"
             raise ProofError(f"--resume {path}: it {what}; pass a folder that mezzotint prove made")
-        experiment = design_from_toml(config.read_text(encoding="utf-8"), str(config))
-        facts = json.loads(circumstances.read_text(encoding="utf-8"))
+        try:
+            text = read_regular(config).decode()
+            facts = json.loads(read_regular(circumstances))
+        except OSError as error:
+            raise ProofError(f"--resume {path}: its design cannot be read: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ProofError(
+                f"--resume {path}: config.toml or circumstances.json is damaged ({shortened(error)}); start anew"
+            ) from None
+        experiment = design_from_toml(text, str(config))
+        seal = facts.pop("sha256", None) if isinstance(facts, dict) else None
+        if not isinstance(facts, dict) or seal != _seal(facts):
+            raise ProofError(f"{circumstances} is damaged: its checksum does not match its content; start anew")
         if facts.pop("digest", None) != experiment.digest:
             raise ProofError(
                 f"{config} was changed since the proof began (its digest is {experiment.digest} now); put it back, or "
@@ -72,7 +83,8 @@ class ProofFolder:
         return cls(path, experiment, facts)
 
     def _sealed(self) -> dict[str, Any]:
-        return {"digest": self.experiment.digest, **self.circumstances}
+        facts = {"digest": self.experiment.digest, **self.circumstances}
+        return {**facts, "sha256": _seal(facts)}
 
     def remember(self, **facts: Any) -> None:
         """Add facts to the circumstances, for a process that goes on with this folder."""
@@ -106,26 +118,29 @@ class ProofFolder:
     def write_run(self, run: Run) -> None:
         """Keep a finished run. Raises TrainingError where the disk takes it no more; finished runs are untouched."""
         body = json.dumps(run.to_json(), allow_nan=False)
-        seal = hashlib.sha256(body.encode()).hexdigest()
-        text = json.dumps({"schema": SCHEMA, "digest": self.experiment.digest, "sha256": seal}) + "\n" + body
+        text = json.dumps({"schema": SCHEMA, "digest": self.experiment.digest, "sha256": _sha256(body)}) + "\n" + body
         self._write(self.run_path(run.arm, run.seed) / "run.json", text)
 
     def read_run(self, arm: str, seed: int) -> Run | None:
         """Return a finished run; None where there is none, or one that is damaged. Raises ProofError for a stranger."""
         path = self.run_path(arm, seed) / "run.json"
         try:
-            head, _, body = path.read_text(encoding="utf-8").partition("\n")
+            head, _, body = read_regular(path).decode().partition("\n")
             facts = json.loads(head)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
+            return None
+        if not isinstance(facts, dict) or facts.get("schema") != SCHEMA or _sha256(body) != facts.get("sha256"):
             return None
         if facts.get("digest") != self.experiment.digest:
             raise ProofError(
                 f"{path} belongs to design {facts.get('digest')}, this folder's is {self.experiment.digest}; remove "
                 "the run, or put it back where it came from"
             )
-        if facts.get("schema") != SCHEMA or hashlib.sha256(body.encode()).hexdigest() != facts.get("sha256"):
+        try:
+            run = Run.from_json(json.loads(body))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
-        return Run.from_json(json.loads(body))
+        return run if (run.arm, run.seed) == (arm, seed) else None  # else it was moved here from another run
 
     def read_seed(self, seed: int) -> tuple[Run, ...] | None:
         """Return the runs of all arms with a seed, None where one is missing."""
@@ -151,22 +166,16 @@ class ProofFolder:
         kept = sum(self.read_seed(seed) is not None for seed in seeds)
         what = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what = f"the disk is full ({shutil.disk_usage(self.path).free / 2**20:.1f} MiB free)"
+            what = f"the disk is full ({shutil.disk_usage(self.path.parent).free / 2**20:.1f} MiB free)"
         return (
             f"{path} cannot be written: {what}; the runs of {kept} seed{'s' if kept != 1 else ''} are safe: make room "
             f"and go on with --resume {self.path}"
         )
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its place, flush it to the disk, and put it in place, so that no reader sees half of it."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+def _seal(facts: Mapping[str, Any]) -> str:
+    return _sha256(json.dumps(facts, sort_keys=True))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

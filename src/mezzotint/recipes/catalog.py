@@ -4,7 +4,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 
 from mezzotint.data.config import DataConfig
-from mezzotint.errors import ConfigError
+from mezzotint.errors import ConfigError, shortened
 from mezzotint.models.gpt_config import GPTConfig
 from mezzotint.training.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
 
@@ -92,5 +92,7 @@ def find_recipe(name: str) -> RunConfig:
     make = RECIPES.get(name)
     if make is None:
         near = get_close_matches(name, RECIPES, n=2, cutoff=0.4) or list(RECIPES)
-        raise ConfigError(f"unknown recipe {name!r}; did you mean {' or '.join(near)}? (a TOML file ends in .toml)")
+        raise ConfigError(
+            f"unknown recipe {shortened(repr(name))}; did you mean {' or '.join(near)}? (a TOML file ends in .toml)"
+        )
     return make()

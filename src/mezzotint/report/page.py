@@ -4,8 +4,6 @@ Charts take their colours from the page, so that they follow light, dark and pri
 transparent ground, and the style sheet colours its text, axes and grid.
 """
 
-import os
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mezzotint.errors import DataError
+from mezzotint.files import write_whole
 from mezzotint.version import package_version
 
 # Readable on white and on near-black; told apart by readers who do not see red and green (Okabe and Ito 2008).
@@ -73,15 +72,7 @@ def write_page(path: Path, page: str) -> None:
     """Write a page whole or not at all. Raises DataError where the folder cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(page)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(path, page)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}; pass another --out") from error
 

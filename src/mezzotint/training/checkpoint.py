@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import Tensor
 
-from mezzotint.errors import CheckpointError
+from mezzotint.errors import CheckpointError, MezzotintError, shortened
+from mezzotint.files import read_regular, sync_folder
 from mezzotint.training.values import flatten, unflatten
 
 SCHEMA = "mezzotint.checkpoint/1"
@@ -42,18 +44,20 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], *, keep: 
     """
     target = folder / f"{PREFIX}{step:08d}"
     partial = folder / f"{PARTIAL_PREFIX}{step:08d}-{os.getpid()}"
+    tree, tensors = flatten(state)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # without its parents: a run that was removed is not made again
         _remove_partials(folder)
         partial.mkdir()
-        _write_files(partial, step, state)
+        _write_files(partial, step, tree, tensors)
         if target.exists():
             _discard(target)
         partial.rename(target)
-        _sync_folder(folder)
+        sync_folder(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(_why_not_saved(folder, step, error)) from None
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        raise CheckpointError(_why_not_saved(folder, step, error, needed)) from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -90,20 +94,25 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     manifest = _read_manifest(path)
     contents = {name: _read_verified(path / name, facts) for name, facts in manifest["files"].items()}
-    if set(contents) != {TENSORS, STATE}:
-        raise CheckpointError(f"{path} lacks {TENSORS} or {STATE}; use an older checkpoint")
-    tensors = safetensors.torch.load(contents[TENSORS])
-    return Checkpoint(step=int(manifest["step"]), state=unflatten(json.loads(contents[STATE]), tensors), path=path)
+    try:
+        state = unflatten(json.loads(contents[STATE]), safetensors.torch.load(contents[TENSORS]))
+    except MezzotintError:
+        raise
+    except Exception as error:  # safetensors raises a class of its own, and a tree can be odd in many ways
+        raise CheckpointError(
+            f"{path} holds no state that mezzotint saved ({type(error).__name__}: {shortened(error)}); "
+            "use an older checkpoint"
+        ) from None
+    return Checkpoint(step=manifest["step"], state=state, path=path)
 
 
-def _write_files(folder: Path, step: int, state: Mapping[str, Any]) -> None:
-    tree, tensors = flatten(state)
+def _write_files(folder: Path, step: int, tree: Any, tensors: dict[str, Tensor]) -> None:
     _write(folder / TENSORS, safetensors.torch.save(tensors))
     _write(folder / STATE, json.dumps(tree).encode())
     files = {name: _facts((folder / name).read_bytes()) for name in (TENSORS, STATE)}
     manifest = {"schema": SCHEMA, "step": step, "files": files}
     _write(folder / MANIFEST, _sealed(manifest))
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
@@ -117,10 +126,45 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     seal, _, body = content.partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != seal:
         raise CheckpointError(f"{path / MANIFEST} is damaged: its checksum does not match its content")
-    manifest: dict[str, Any] = json.loads(body)
-    if manifest["schema"] != SCHEMA:
-        raise CheckpointError(f"{path} has schema {manifest['schema']}, this version reads {SCHEMA}; update mezzotint")
-    return manifest
+    try:
+        manifest = json.loads(body, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path / MANIFEST} is not a manifest: {shortened(error)}") from None
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if isinstance(schema, str) and schema != SCHEMA:
+        raise CheckpointError(f"{path} has schema {shortened(schema)}, this version reads {SCHEMA}; update mezzotint")
+    if not _is_manifest(manifest):
+        raise CheckpointError(
+            f"{path / MANIFEST} is not a manifest: it must hold schema, step and files, with size and checksum of "
+            f"{TENSORS} and {STATE}; use an older checkpoint"
+        )
+    name = f"{PREFIX}{manifest['step']:08d}"
+    if path.name != name:
+        raise CheckpointError(f"{path} holds step {shortened(manifest['step'])}; its folder must be named {name}")
+    return dict(manifest)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def _is_manifest(manifest: Any) -> bool:
+    """Return whether a parsed manifest has the keys and types that `_write_files` writes, and no other."""
+    if not isinstance(manifest, dict) or set(manifest) != {"schema", "step", "files"}:
+        return False
+    step, files = manifest["step"], manifest["files"]
+    if type(step) is not int or not 0 <= step < 2**63 or not isinstance(files, dict):
+        return False
+    return set(files) == {TENSORS, STATE} and all(
+        isinstance(facts, dict)
+        and set(facts) == {"bytes", "sha256"}
+        and type(facts["bytes"]) is int
+        and isinstance(facts["sha256"], str)
+        for facts in files.values()
+    )
 
 
 def _read_verified(path: Path, facts: Mapping[str, Any]) -> bytes:
@@ -138,7 +182,7 @@ def _facts(content: bytes) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
 
@@ -148,18 +192,6 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut; systems that cannot open folders do it by themselves."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _discard(path: Path) -> None:
@@ -175,13 +207,19 @@ def _remove_partials(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _why_not_saved(folder: Path, step: int, error: OSError) -> str:
+def _why_not_saved(folder: Path, step: int, error: OSError, needed: int) -> str:
+    if not folder.parent.exists():
+        return (
+            f"the checkpoint of step {step} was not saved: {folder.parent} was removed while the run trained into it, "
+            "so it cannot be resumed; start it again with another --out"
+        )
     kept = [path.name for path in list_checkpoints(folder)]
     safe = f"{kept[-1]} and older are safe" if kept else "none was saved before"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        advice = "make room and go on with --resume" if kept else "make room and start the run again"
         return (
-            f"the checkpoint of step {step} was not saved: the disk of {folder} is full ({free / 2**20:.1f} MiB free); "
-            f"{safe}; make room and go on with --resume"
+            f"the checkpoint of step {step} was not saved: the disk of {folder} is full (it needs "
+            f"{needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free); {safe}; {advice}"
         )
     return f"the checkpoint of step {step} was not saved into {folder}: {error.strerror or error}; {safe}"

@@ -13,7 +13,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mezzotint.data.config import DataConfig
-from mezzotint.errors import ConfigError, MezzotintError
+from mezzotint.errors import ConfigError, MezzotintError, shortened
 from mezzotint.models.gpt_config import GPTConfig
 from mezzotint.policy.grammar import parse_policy
 
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 DERIVED = {("model", "vocab_size")}  # the tokenizer decides it
+# between a checkpoint and a resume; none of it changes a loss or a weight
+MAY_CHANGE = frozenset(
+    {"recipe", "data.source", "train.save_every", "train.keep_checkpoints", "train.evaluate_every",
+     "train.sample_tokens", "train.sample_prompt", "train.watch_every"}
+)  # fmt: skip
+LARGEST_COUNT = 10**12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +66,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         """Refuse a schedule without meaning."""
         _one_of("schedule.decay", self.decay, ("cosine", "linear", "constant"))
-        _check("schedule.warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more")
+        _check_count("schedule.warmup_steps", self.warmup_steps, "0 or more", least=0)
         _check("schedule.final_share", self.final_share, 0 <= self.final_share <= 1, "a share from 0 to 1")
 
 
@@ -88,10 +94,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse counts below their least."""
         for name in ("steps", "batch_size", "accumulate", "evaluate_every", "evaluate_batches", "save_every"):
-            _check(f"train.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        _check("train.keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints >= 1, "at least 1")
-        _check("train.watch_every", self.watch_every, self.watch_every >= 0, "0 (never) or more")
-        _check("train.sample_tokens", self.sample_tokens, self.sample_tokens >= 0, "0 (no sample) or more")
+            _check_count(f"train.{name}", getattr(self, name), "at least 1")
+        _check_count("train.keep_checkpoints", self.keep_checkpoints, "at least 1")
+        _check_count("train.watch_every", self.watch_every, "0 (never) or more", least=0)
+        _check_count("train.sample_tokens", self.sample_tokens, "0 (no sample) or more", least=0)
         _check("train.sample_prompt", self.sample_prompt, bool(self.sample_prompt), "at least one character")
 
 
@@ -138,11 +144,41 @@ def to_toml(config: RunConfig) -> str:
 def from_toml(text: str, origin: str) -> RunConfig:
     """Return the configuration that `text` spells; what it leaves out has its default. Raises ConfigError."""
     try:
-        values = tomllib.loads(text)
+        values = tomllib.loads(text.removeprefix("\ufeff"))  # some editors put a mark in front
     except (ValueError, RecursionError) as error:  # also numbers and nesting beyond what Python reads
-        raise ConfigError(f"{origin} is not TOML: {error}") from None
+        raise ConfigError(f"{origin} is not TOML: {shortened(error)}") from None
     values.setdefault("recipe", origin.rsplit("/", 1)[-1].removesuffix(".toml"))
     return _build(RunConfig(recipe=values["recipe"]), values, origin)
+
+
+def check_resumable(then: RunConfig, now: RunConfig, origin: str) -> None:
+    """Raise ConfigError where a configuration changed since a checkpoint in what decides the run's numbers.
+
+    What may change is in MAY_CHANGE: rhythm of saving, evaluating and watching, the sample, and names. The data may lie
+    elsewhere, since their content is compared.
+    """
+    before, after = _flat(then), _flat(now)
+    for key, value in after.items():
+        if key not in MAY_CHANGE and value != before[key]:
+            raise ConfigError(
+                f"{origin}: {key} is {shortened(value, 90)} and was {shortened(before[key], 90)} when the checkpoint "
+                "was saved; put it back, or start a new run with --out"
+            )
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for f in fields(config):
+        part = getattr(config, f.name)
+        if is_dataclass(part):
+            values |= {
+                f"{f.name}.{inner.name}": getattr(part, inner.name)
+                for inner in fields(part)
+                if (f.name, inner.name) not in DERIVED
+            }
+        else:
+            values[f.name] = part
+    return values
 
 
 def with_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
@@ -155,12 +191,12 @@ def with_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
         key, equals, value = setting.partition("=")
         path = key.strip().split(".")
         if not equals:
-            raise ConfigError(f"--set {setting!r} has no '='; write for example train.steps=100")
+            raise ConfigError(f"--set {shortened(repr(setting))} has no '='; write for example train.steps=100")
         place = tree
         for name in path[:-1]:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
-                raise ConfigError(f"--set {setting!r}: {name} was given a value before")
+                raise ConfigError(f"--set {shortened(repr(setting))}: {name} was given a value before")
         place[path[-1]] = typed_value(value.strip())
     return _build(config, tree, "--set")
 
@@ -184,7 +220,7 @@ def _build(base: Config, values: Mapping[str, Any], origin: str, prefix: str = "
         if name not in known:
             everything = [prefix + word for word in known] if prefix else _all_keys()
             near = get_close_matches(key, _all_keys(), n=2, cutoff=0.5) or everything
-            raise ConfigError(f"{origin}: unknown setting {_shown(key)}; did you mean {' or '.join(near)}?")
+            raise ConfigError(f"{origin}: unknown setting {shortened(key)}; did you mean {' or '.join(near)}?")
         if is_dataclass(getattr(base, name)):
             if not isinstance(value, Mapping):
                 raise ConfigError(
@@ -222,7 +258,7 @@ def _typed(key: str, value: Any, hint: Any, origin: str) -> Any:
     if get_origin(hint) is tuple:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            raise ConfigError(f"{origin}: {key}={value!r} is refused; pass a list of texts")
+            raise ConfigError(f"{origin}: {key}={shortened(repr(value))} is refused; pass a list of texts")
         return tuple(items)
     wanted = next(arg for arg in get_args(hint) if arg is not type(None)) if isinstance(hint, UnionType) else hint
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
@@ -234,7 +270,7 @@ def _typed(key: str, value: Any, hint: Any, origin: str) -> Any:
         return json.dumps(value) if isinstance(value, bool) else str(value)
     if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
         kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-        raise ConfigError(f"{origin}: {key}={value!r} is refused; pass {kinds[wanted]}")
+        raise ConfigError(f"{origin}: {key}={shortened(repr(value))} is refused; pass {kinds[wanted]}")
     return value
 
 
@@ -251,16 +287,15 @@ def _toml(value: Any) -> str:
 
 def _check(name: str, value: Any, is_good: bool, limit: str) -> None:
     if not is_good:
-        raise ConfigError(f"{name}={_shown(value)} is refused; pass {limit}")
+        raise ConfigError(f"{name}={shortened(value)} is refused; pass {limit}")
 
 
-def _shown(value: Any) -> str:
-    """Return `value` for a message, which is one line."""
-    text = str(value)
-    return text if text.isprintable() else repr(text)
+def _check_count(name: str, value: int, limit: str, *, least: int = 1) -> None:
+    _check(name, value, value >= least, limit)
+    _check(name, value, value <= LARGEST_COUNT, f"at most {LARGEST_COUNT}")
 
 
 def _one_of(name: str, value: str, words: tuple[str, ...]) -> None:
     if value not in words:
         near = get_close_matches(value, words, n=1)
-        raise ConfigError(f"{name}={value!r} is refused; pass {' or '.join(near or words)}")
+        raise ConfigError(f"{name}={shortened(repr(value))} is refused; pass {' or '.join(near or words)}")

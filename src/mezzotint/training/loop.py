@@ -17,9 +17,11 @@ from typing import Any
 import torch
 
 from mezzotint.engine.result import Outcome
+from mezzotint.errors import CheckpointError, MezzotintError, described, shortened
 from mezzotint.policy.scaling import ScalingKind
 from mezzotint.trace.watch import StepWatch
 from mezzotint.training.checkpoint import load_newest, save_checkpoint
+from mezzotint.training.config import check_resumable, from_toml, to_toml
 from mezzotint.training.metrics import MetricsWriter, read_metrics
 from mezzotint.training.progress import Reporter, Status, Stopwatch, resident_bytes
 from mezzotint.training.rundir import RunDirectory
@@ -56,7 +58,9 @@ def _run(
 ) -> RunSummary:
     if resume:
         _go_back(trainer, run, reporter)
-        writer.truncate_after(trainer.num_updates)
+        num_damaged = writer.truncate_after(trainer.num_updates)
+        if num_damaged:
+            reporter.note(f"warning: {run.metrics_path}: {num_damaged} damaged lines are left out")
     stopwatch = Stopwatch()
     every = trainer.config.train
     loss, validation = _last_figures(run) if resume else (math.nan, None)
@@ -77,15 +81,11 @@ def _run(
             if "validation_loss" in line:
                 reporter.note(f"step {record.update}: validation loss {validation:.4f}")
             if record.update % every.save_every == 0 or trainer.is_finished:
-                save_checkpoint(
-                    run.checkpoints_path, record.update, checkpoint_state(trainer), keep=every.keep_checkpoints
-                )
+                _save(trainer, run)
                 saved_at = record.update
         stopped_by = stop_signal()
         if stopped_by is not None and saved_at != trainer.num_updates:
-            save_checkpoint(
-                run.checkpoints_path, trainer.num_updates, checkpoint_state(trainer), keep=every.keep_checkpoints
-            )
+            _save(trainer, run)
     is_over = trainer.is_finished and stopped_by is None
     return RunSummary(
         updates=trainer.num_updates,
@@ -95,6 +95,12 @@ def _run(
         sample=trainer.sample() if is_over and every.sample_tokens else None,
         stopped_by=stopped_by,
     )
+
+
+def _save(trainer: Trainer, run: RunDirectory) -> None:
+    run.check_exists()
+    keep = trainer.config.train.keep_checkpoints
+    save_checkpoint(run.checkpoints_path, trainer.num_updates, checkpoint_state(trainer), keep=keep)
 
 
 class _Watcher:
@@ -161,7 +167,7 @@ def metrics_line(record: UpdateRecord, seconds: float) -> dict[str, Any]:
 
 def checkpoint_state(trainer: Trainer) -> dict[str, Any]:
     """Return what a checkpoint stores: the trainer's state, and the environment its bits depend on."""
-    return {"trainer": trainer.state_dict(), "environment": environment()}
+    return {"trainer": trainer.state_dict(), "config": to_toml(trainer.config), "environment": environment()}
 
 
 def environment() -> dict[str, Any]:
@@ -180,8 +186,19 @@ def _go_back(trainer: Trainer, run: RunDirectory, reporter: Reporter) -> None:
     checkpoint, refusals = load_newest(run.checkpoints_path)
     for refusal in refusals:
         reporter.note(f"warning: {refusal}")
-    trainer.load_state_dict(checkpoint.state["trainer"])
-    for difference in _differences(checkpoint.state["environment"], environment()):
+    try:
+        then = checkpoint.state.get("config")
+        if then is not None:
+            check_resumable(from_toml(then, str(checkpoint.path)), trainer.config, str(run.config_path))
+        differences = _differences(checkpoint.state["environment"], environment())
+        trainer.load_state_dict(checkpoint.state["trainer"])
+        if trainer.num_updates != checkpoint.step:
+            raise CheckpointError(f"{checkpoint.path} holds the state of step {trainer.num_updates}")
+    except MezzotintError:
+        raise
+    except Exception as error:  # sealed, but not what mezzotint writes
+        raise CheckpointError(f"{checkpoint.path} does not fit this run: {shortened(described(error))}") from None
+    for difference in differences:
         reporter.note(f"warning: {difference}, so the continued run may differ in the last bits")
     reporter.note(f"resuming after step {trainer.num_updates} from {checkpoint.path}")
 

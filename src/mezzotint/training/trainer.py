@@ -27,6 +27,7 @@ from mezzotint.modules.swiglu import SwiGLU
 from mezzotint.training.config import RunConfig
 from mezzotint.training.memory import StepMemory, measure_step
 from mezzotint.training.schedule import learning_rate_share
+from mezzotint.training.sizes import check_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, corpus: Corpus) -> None:
+        check_size(config)
         self.config = config
         self.corpus = corpus
         self.num_updates = 0
@@ -141,6 +143,7 @@ class Trainer:
             "engine": self.engine.state_dict(),
             "rng": dict(self._rng),
             "corpus": self.corpus.digest,
+            "tokens": self.corpus.tokens_digest,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -150,9 +153,17 @@ class Trainer:
                 f"the training data changed since the checkpoint (digest {self.corpus.digest[:12]} now, "
                 f"{state['corpus'][:12]} then); restore the data, or start a new run with --out"
             )
+        if state.get("tokens", self.corpus.tokens_digest) != self.corpus.tokens_digest:
+            raise CheckpointError(
+                "the tokens are others than at the checkpoint, from the same text: another version of the tokenizers "
+                "package makes them; install the one of then, or start a new run with --out"
+            )
+        updates = state["updates"]
+        if type(updates) is not int or updates < 0 or not isinstance(state["rng"].get("cpu"), Tensor):
+            raise CheckpointError("the checkpoint holds no number of updates, or no random state; use an older one")
         self.engine.load_state_dict(state["engine"])
         self._rng = dict(state["rng"])
-        self.num_updates = int(state["updates"])
+        self.num_updates = updates
 
     def _batch(self, micro: int) -> tuple[Tensor, Tensor]:
         inputs, targets = self.batches[self.num_updates * self.config.train.accumulate + micro]

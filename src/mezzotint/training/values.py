@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.errors import CheckpointError
+from mezzotint.errors import CheckpointError, shortened
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -57,7 +57,10 @@ def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     if "$tensor" in tree:
         return tensors[tree["$tensor"]]
     if "$dtype" in tree:
-        return getattr(torch, tree["$dtype"])
+        dtype = getattr(torch, tree["$dtype"], None)
+        if not isinstance(dtype, torch.dtype):
+            raise CheckpointError(f"the state holds the unknown dtype {shortened(tree['$dtype'])}")
+        return dtype
     if "$tuple" in tree:
         return tuple(unflatten(item, tensors) for item in tree["$tuple"])
     if "$dict" in tree:
