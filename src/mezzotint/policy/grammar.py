@@ -13,7 +13,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from mezzotint.errors import FormatError, PolicyError
+from mezzotint.errors import FormatError, PolicyError, shortened
 from mezzotint.formats.inputs import InputRounding
 from mezzotint.policy.policy import POLICY_FIELDS, Policy
 from mezzotint.policy.presets import ALIASES, FOREIGN, PRESETS
@@ -59,7 +59,7 @@ def _preset(name: str) -> str:
             else get_close_matches(lower, [preset for preset in PRESETS if preset != "bf16-pure"], n=2, cutoff=0.4)
             or list(PRESETS)
         )
-        raise PolicyError(f"unknown policy {name!r}; did you mean {' or '.join(near)}?")
+        raise PolicyError(f"unknown policy {shortened(repr(name))}; did you mean {' or '.join(near)}?")
     return found
 
 
@@ -68,7 +68,9 @@ def _fields(items: list[str]) -> dict[str, Any]:
     for item in items:
         name, equals, value = (part.strip() for part in item.partition("="))
         if not equals or name not in POLICY_FIELDS:
-            raise PolicyError(f"unknown policy field {item!r}; the fields are {', '.join(POLICY_FIELDS)}")
+            raise PolicyError(
+                f"unknown policy field {shortened(repr(item))}; the fields are {', '.join(POLICY_FIELDS)}"
+            )
         if name in chosen:
             raise PolicyError(f"policy field {name} is given twice, as {chosen[name]} and as {value}; leave one out")
         chosen[name] = _PARSERS[name](value) if name in _PARSERS else value
