@@ -111,7 +111,8 @@ def test_lost_updates_of_stored_weights_raise_an_alarm_once():
             (weight.float().sum()).backward()
             optimizer.step()
             optimizer.zero_grad()
-    (alarm,) = watch.alarms
+    alarm, stopped = watch.alarms
+    assert stopped.kind == "stopped-weights"
     assert (alarm.kind, alarm.measured) == ("lost-updates", 1.0)
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from mezzotint.auditing.session import audit
 from mezzotint.errors import AuditError, TrainingError
 from mezzotint.findings import Finding, Severity
+from mezzotint.patches import Guard
 from mezzotint.policy.policy import Policy
+from mezzotint.trace.recorder import BusyError
 
 logger = logging.getLogger("mezzotint")
 
@@ -37,6 +39,7 @@ class FirstSteps:
         self._report = report
         self._failing = {None: (), "error": (Severity.ERROR,), "warning": (Severity.ERROR, Severity.WARNING)}[fail_on]
         self._options = {"policy": policy, "has_ranges": has_ranges}
+        self._guard = Guard("the audit by callback")
         self._open: audit | None = None
         self.result: audit | None = None
 
@@ -46,10 +49,15 @@ class FirstSteps:
         return self.result.findings if self.result is not None else ()
 
     def begin(self) -> None:
-        """Begin to watch, once."""
+        """Begin to watch, once; where another audit records already, this one says so and stays away."""
         if self._open is None and self.result is None:
-            self._open = audit(**self._options)  # type: ignore[arg-type]
-            self._open.__enter__()
+            one = audit(**self._options)  # type: ignore[arg-type]
+            try:
+                one.__enter__()
+            except BusyError:
+                logger.warning("an audit is recording already: the audit by callback skips its turn")
+                return
+            self._open = one
 
     def step_ended(self) -> None:
         """Say that a batch is through; ends the audit when it has seen enough steps."""
@@ -71,11 +79,14 @@ class FirstSteps:
     def _close(self) -> None:
         if self._open is None:
             return
-        self._open.__exit__(None, None, None)
-        self.result, self._open = self._open, None
-        logger.info("audit: %s (%s)", self.result.verdict, self.result.policy)
-        for one in self.result.findings:
-            if one.severity is not Severity.INFO:
-                logger.warning("%s %s [%s]", one.code, one.message, one.module or one.path)
-        if self._report is not None:
-            self.result.write_report(self._report)
+        seen, self._open = self._open, None
+        seen.__exit__(None, None, None)
+        with self._guard:
+            verdict, findings = seen.verdict, seen.findings
+            self.result = seen
+            logger.info("audit: %s (%s)", verdict, seen.policy)
+            for one in findings:
+                if one.severity is not Severity.INFO:
+                    logger.warning("%s %s [%s]", one.code, one.message, one.module or one.path)
+            if self._report is not None:
+                seen.write_report(self._report)

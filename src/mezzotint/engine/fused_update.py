@@ -24,6 +24,7 @@ from torch.autograd.profiler import record_function
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from mezzotint.kernels.constants import FLOAT32
+from mezzotint.kernels.memory import is_plain
 from mezzotint.policy.policy import Update
 from mezzotint.torch_internals.optimizers import has_torch_step, hooks_after_steps, hooks_before_steps, note_step
 
@@ -86,14 +87,14 @@ def _is_reachable(stored: nn.Parameter, update: Update, optimizer: Optimizer, pa
     grad = stored.grad
     if grad is None:
         return True
-    if not (stored.is_cpu and stored.dtype is torch.bfloat16 and type(stored) is nn.Parameter):
+    if not (stored.dtype is torch.bfloat16 and type(stored) is nn.Parameter and is_plain(stored)):
         return False
     # random bits go by an element's index, which is its place in memory in this format alone
     formats = _FORMATS[:1] if update is Update.STOCHASTIC else _FORMATS
     layout = next((f for f in formats if _DIMS.get(f, stored.dim()) == stored.dim() and _lies(stored, f)), None)
     if layout is None or not _lies_beside(grad, stored, layout) or grad.dtype not in (torch.float32, torch.bfloat16):
         return False
-    if update is Update.MASTER and not _lies(parameter, layout):
+    if update is Update.MASTER and not (is_plain(parameter) and _lies(parameter, layout)):
         return False
     state = optimizer.state.get(parameter, {})
     names = _STATES[type(optimizer)]
@@ -108,13 +109,7 @@ def _lies(tensor: Tensor, layout: torch.memory_format) -> bool:
 
 
 def _lies_beside(tensor: Tensor, stored: Tensor, layout: torch.memory_format) -> bool:
-    return (
-        type(tensor) is Tensor
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and tensor.shape == stored.shape
-        and _lies(tensor, layout)
-    )
+    return type(tensor) is Tensor and is_plain(tensor) and tensor.shape == stored.shape and _lies(tensor, layout)
 
 
 @torch.no_grad()

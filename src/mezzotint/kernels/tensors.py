@@ -30,8 +30,10 @@ from mezzotint.kernels.constants import (
     TOWARD_ZERO,
     ZERO,
 )
+from mezzotint.kernels.memory import has_numbers, is_plain, readable
 from mezzotint.kernels.ranges import RangeStats, num_below
 from mezzotint.kernels.target import Target, target
+from mezzotint.torch_internals.transforms import is_zero_tensor
 
 _DTYPES = {
     "float64": torch.float64,
@@ -91,8 +93,12 @@ def round_to(
     Raises FormatError for another dtype, for an `out` that cannot hold the format, for an overflow mode that the format
     cannot serve, and for a NaN where codes are asked of a format that has none.
     """
+    if not torch.compiler.is_compiling() and not is_plain(source):
+        source = readable(source, "source")
     if out is None:
         out = torch.empty_like(source, requires_grad=False)
+    elif not torch.compiler.is_compiling() and not is_plain(out):
+        out = _writable(out)
     if torch.compiler.is_compiling():
         plan = _make_plan(source.dtype, out.dtype, _format(fmt), rounding, overflow)
     else:
@@ -117,6 +123,14 @@ def round_to(
     address = plan.address or _settle(plan)
     _round_at(source.data_ptr(), plan.kind, out.data_ptr(), plan.out_kind, plan.out_bytes, source.numel(), address,
               plan.mode, *keys)  # fmt: skip
+    return out
+
+
+def _writable(out: Tensor) -> Tensor:
+    """Return `out`, which torch operations write. Raises FormatError for a tensor without memory of its own."""
+    if is_zero_tensor(out):
+        raise FormatError("out must have memory to write to, got a zero tensor; pass torch.empty_like(source)")
+    readable(out, "out")
     return out
 
 
@@ -181,6 +195,7 @@ def encode(
     Arguments and errors are those of `round_to`; a format between 8 and 16 bits wide, or TF32, is refused.
     """
     fmt = _format(fmt)
+    source = source if torch.compiler.is_compiling() else readable(source, "source")
     out = torch.empty_like(source, dtype=dtype_of(fmt) or torch.uint8, requires_grad=False)
     return round_to(source, fmt, out=out, rounding=rounding, overflow=overflow, seed=seed, offset=offset)
 
@@ -191,6 +206,7 @@ def decode_codes(codes: Tensor, fmt: FloatFormat | str) -> Tensor:
     Raises FormatError for another dtype or a wider format, and for a code that the format has not.
     """
     fmt = _format(fmt)
+    codes = codes if torch.compiler.is_compiling() else readable(codes, "codes")
     if codes.dtype is not torch.uint8 or fmt.field_bits > 8:
         raise FormatError(f"uint8 codes of a format of up to 8 bits are decoded, not {codes.dtype} of {fmt.name}")
     if fmt.num_codes < 256 and codes.numel() and int(codes.max()) >= fmt.num_codes:
@@ -285,6 +301,9 @@ def _blocks(
     """Return numbers or codes, `axis` last and padded; scale codes; the tensor's scale; the axis's true size."""
     fmt = _block_format(fmt)
     _check_source(source.dtype, rounding)
+    if not torch.compiler.is_compiling():
+        source = readable(source, "source")
+        out = out if out is None else _writable(out)
     if source.dim() == 0:
         raise FormatError(f"{fmt.name} needs an axis to lay blocks along; the tensor is a single number")
     if out is not None and (out.shape != source.shape or out.device != source.device):
@@ -363,18 +382,34 @@ def _tensor_scale(laid: Tensor, fmt: BlockFormat) -> Tensor | None:
     return torch.where(scale > 0, scale, one)
 
 
+def is_measurable(tensor: Tensor) -> bool:
+    """Return whether a tensor holds numbers of a known format that `range_stats` can read."""
+    return tensor.dtype in _FORMATS and has_numbers(tensor)
+
+
 def range_stats(source: Tensor) -> RangeStats:
     """Return counts, ends and the exponent histogram of a floating-point tensor of any shape; waits for the device.
 
     A float64 beyond float32's range is counted at the end of the histogram. Raises FormatError for other dtypes.
     """
     fmt = format_of(source.dtype)
+    if not is_plain(source):
+        source = readable(source, "source")
+        if source.is_meta or type(source).__name__ == "FakeTensor":
+            raise FormatError("source must have numbers, got a meta or fake tensor; pass one on a real device")
     if source.dtype not in _KINDS and source.dtype is not torch.float64:
         source = source.detach().float()
     if source.dtype not in _KINDS or not _is_reachable(source):
-        return generic.range_stats(
-            source.detach().flatten() if fmt.bits == 64 else _as_float32(source), fmt.min_exponent
-        )
+        try:
+            return generic.range_stats(
+                source.detach().flatten() if fmt.bits == 64 else _as_float32(source), fmt.min_exponent
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            name = type(source).__name__
+            raise FormatError(
+                f"source must be a tensor whose numbers can be read here, got a {name}: "
+                f"{str(error)[:120]}; pass a plain tensor of its numbers"
+            ) from error
     import numpy as np
 
     found = np.zeros(NUM_COUNTS, np.int64)
@@ -416,19 +451,16 @@ def _entries() -> Any:
     return entries
 
 
-_REACHABLE = (Tensor, torch.nn.Parameter)
-
-
 def _is_reachable(one: Tensor, other: Tensor | None = None, *, needs_order: bool = False) -> bool:
     """Return whether the compiled loops can walk one tensor, or two side by side, as dense CPU memory.
 
     Dense tensors of equal strides are walked in storage order, whatever the order of their axes, unless `needs_order`.
     """
-    if not one.is_cpu or type(one) not in _REACHABLE or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not is_plain(one):
         return False
     if other is None:
         return one.is_contiguous() or _is_dense(one)
-    if type(other) not in _REACHABLE:
+    if not is_plain(other):
         return False
     if not (one.is_contiguous() and other.is_contiguous()) and (
         needs_order or one.stride() != other.stride() or not _is_dense(one)

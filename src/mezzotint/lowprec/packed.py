@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.kernels.constants import BFLOAT16, FLOAT16, FLOAT32
+from mezzotint.kernels.memory import is_plain
 
 _KINDS = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.float32: FLOAT32}
 # Below so many multiplications torch's own kernel on converted operands costs less than preparing the call here.
@@ -69,6 +70,8 @@ def product(
     num_threads = torch.get_num_threads()
     dtype = out_dtype or left.dtype
     if not (is_available(left.dtype, num_threads) and is_available(dtype, num_threads)):
+        return None
+    if not (is_plain(left) and is_plain(right)):
         return None
     layouts = _layout(left), _layout(right)
     if layouts[0] is None or layouts[1] is None:

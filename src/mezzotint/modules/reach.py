@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mezzotint.kernels.constants import BFLOAT16, FLOAT16, FLOAT32
+from mezzotint.kernels.memory import is_plain
 from mezzotint.torch_internals.autograd import is_forward_mode
-from mezzotint.torch_internals.transforms import is_inside_transform, is_legacy_batched, tracing_state
+from mezzotint.torch_internals.transforms import is_inside_transform, tracing_state
 
 KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def is_served(*tensors: Tensor | None) -> bool:
@@ -27,15 +27,10 @@ def is_served(*tensors: Tensor | None) -> bool:
     return all(
         tensor is None
         or (
-            type(tensor) in _PLAIN
-            and tensor.is_cpu
-            and tensor.layout is torch.strided
-            and tensor.dtype in KINDS
+            tensor.dtype in KINDS
             and tensor.dim() > 0
             and tensor.numel() > 0
-            and not tensor.is_neg()
-            # what `torch.autograd.grad(..., is_grads_batched=True)` maps over
-            and not is_legacy_batched(tensor)
+            and is_plain(tensor)
             and _has_instructions(tensor.dtype)
         )
         for tensor in tensors

@@ -19,6 +19,42 @@ else:
         otherwise=object,
     )
 
+_RECORDING = (Feature.RECORDING,)
+mode_stack: Callable[[], list[Any]] = value(
+    "torch.utils._python_dispatch._get_current_dispatch_mode_stack", "the modes of this thread", needed_by=_RECORDING
+)
+push_mode: Callable[[Any], None] = value(
+    "torch.utils._python_dispatch._push_mode", "entering a mode below those of the program", needed_by=_RECORDING
+)
+pop_mode: Callable[[], Any] = value(
+    "torch.utils._python_dispatch._pop_mode", "leaving a mode below those of the program", needed_by=_RECORDING
+)
+
+
+def is_of_tracing(mode: Any) -> bool:
+    """Return whether a mode is one of torch's own for tracing, which have places of their own in the stack."""
+    return getattr(mode, "_mode_key", None) is not None
+
+
+_keys_of: Callable[[Any], Any] = value(
+    "torch._C._dispatch_keys",
+    "what kind of tensor has numbers at its address",
+    needed_by=(Feature.RECORDING, Feature.ENGINE, Feature.FAST_CPU, Feature.LAYERS),
+)
+
+
+def keys_of(tensor: Any) -> int:
+    """Return the dispatch keys of a tensor, as bits."""
+    found: int = _keys_of(tensor).raw_repr()
+    return found
+
+
+def keys_without_negative(tensor: Any) -> int:
+    """Return the dispatch keys of a tensor, as bits, without that of negative views."""
+    found: int = _keys_of(tensor).remove(DispatchKey.Negative).raw_repr()
+    return found
+
+
 disable_current_modes: _Guard = value(
     "torch.utils._python_dispatch._disable_current_modes",
     "reading a file while no dispatch mode is in force",

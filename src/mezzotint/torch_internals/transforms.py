@@ -25,3 +25,13 @@ is_legacy_batched: Callable[[Tensor], bool] = value(
     "whether torch.autograd.grad maps over gradients; without it, torch's operations are used",
     otherwise=lambda _tensor: True,
 )
+_READING = (Feature.RECORDING, Feature.ENGINE, Feature.FAST_CPU, Feature.LAYERS)
+is_wrapped: Callable[[Tensor], bool] = value(
+    "torch._C._functorch.is_functorch_wrapped_tensor", "whether torch.func wraps a tensor", needed_by=_READING
+)
+is_zero_tensor: Callable[[Tensor], bool] = value(
+    "torch._is_zerotensor", "whether a tensor of forward-mode differentiation has no memory", needed_by=_READING
+)
+is_functional: Callable[[Tensor], bool] = value(
+    "torch._is_functional_tensor", "whether functionalization wraps a tensor", needed_by=_READING
+)

@@ -17,7 +17,8 @@ class Limits:
 
     `headroom_bits`: powers of two left below the largest number of a format. `lost_share`: of the updates of a stored
     compact tensor. `subnormal_share`: of a float16 gradient's numbers other than 0. `halvings` of the loss scale within
-    `window` steps. `skipped_share` of the steps in that window.
+    `window` steps. `skipped_share` of the steps in that window. `stopped_steps`: recorded steps in a row that leave
+    every bit of a weight with a gradient as it was.
     """
 
     headroom_bits: float = 2.0
@@ -26,6 +27,7 @@ class Limits:
     halvings: int = 4
     skipped_share: float = 0.25
     window: int = 100
+    stopped_steps: int = 3
     worse: float = 2.0
 
 
@@ -133,6 +135,30 @@ class Raised:
             return False
         self._worst[key] = harm
         return True
+
+
+class StoppedWeights:
+    """The weights that have a gradient and do not move, by how many recorded steps in a row."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._counts: dict[str, int] = {}
+
+    def add(self, row: Mapping[str, Any]) -> Iterator[Alarm]:
+        """Add a row; yield an alarm for each weight that has stopped."""
+        limit = self._limits.stopped_steps
+        for name, is_unmoved in row["updates"].get("unmoved", {}).items():
+            count = self._counts[name] = self._counts.get(name, 0) + 1 if is_unmoved else 0
+            if count == limit:
+                yield Alarm(
+                    kind="stopped-weights",
+                    step=row["step"],
+                    place=name,
+                    measured=float(count),
+                    limit=float(limit),
+                    message=f"{name} has gradients, but its bits have not changed in the last {count} recorded steps",
+                    advice="updates are rounded away (keep a float32 copy), or the optimizer's state is infinite",
+                )
 
 
 class ScaleHistory:

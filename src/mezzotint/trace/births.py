@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mezzotint.kernels.tensors import range_stats
+from mezzotint.kernels.tensors import is_measurable, range_stats
 from mezzotint.torch_internals.autocast import disable_autocast
 from mezzotint.trace.record import UNKNOWN, Birth
 
@@ -56,6 +56,8 @@ class Births:
                 return  # what was there before is gone, and nobody saw whether it was finite
             if id(tensor) in written or not tensor.is_floating_point():
                 continue
+            if not is_measurable(tensor):
+                continue
             stats = range_stats(tensor)
             if not stats.is_finite:
                 return
@@ -87,7 +89,7 @@ def _in_float32(
     if not any(dtype in _LOW for dtype, _ in (*entry.inputs, *entry.outputs)):
         return "not finite", None
     if entry.traits.is_copy:  # a cast: its input is what float32 holds
-        amax = max((range_stats(tensor).amax for tensor in inputs if tensor.is_floating_point()), default=None)
+        amax = max((range_stats(tensor).amax for tensor in inputs if is_measurable(tensor)), default=None)
         return "finite", amax
     if entry.traits.is_random or entry.traits.written:
         return "unknown", None
@@ -97,7 +99,7 @@ def _in_float32(
     except (RuntimeError, TypeError, NotImplementedError):
         return "unknown", None
     wide = [value for value in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(value, Tensor)]
-    stats = [range_stats(value) for value in wide if value.is_floating_point()]
+    stats = [range_stats(value) for value in wide if is_measurable(value)]
     if not stats:
         return "unknown", None
     is_finite = all(one.is_finite for one in stats)

@@ -2,15 +2,15 @@
 
 import gc
 from collections.abc import Iterable, Iterator
+from itertools import compress
 from typing import Any
 from weakref import WeakSet
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from mezzotint.torch_internals.autograd import version_of
-from mezzotint.trace.addresses import address_of
+from mezzotint.trace.addresses import address_of, is_fake
 
 Fingerprint = tuple[int, int]
 _WIDE = 4  # bytes of float32
@@ -28,13 +28,14 @@ class Gradients:
 
     def find_optimizers(self) -> None:
         """Add the optimizers that exist already."""
-        is_optimizer: dict[type, bool] = {}  # hundreds of thousands of objects are of a few thousand types
-        for one in gc.get_objects():
-            kind = type(one)
-            if kind not in is_optimizer:
-                is_optimizer[kind] = issubclass(kind, Optimizer)
-            if is_optimizer[kind]:
-                self.optimizers.add(one)
+        kinds, found = {Optimizer}, [Optimizer]
+        while found:
+            new = [one for one in found.pop().__subclasses__() if one not in kinds]
+            kinds.update(new)
+            found += new
+        objects = gc.get_objects()
+        # hundreds of thousands of objects: no Python code runs for each
+        self.optimizers.update(compress(objects, map(kinds.__contains__, map(type, objects))))
 
     def weights(self) -> Iterator[Tensor]:
         """Yield the weights of all known optimizers."""
@@ -102,9 +103,9 @@ class Gradients:
         if not any(self._scalers.values()):
             return set()
         return {
-            address_of(weight.grad)
+            _address(weight.grad)
             for weight in self.weights()
-            if self._scalers.get(id(weight)) and weight.grad is not None and weight.grad.layout is torch.strided
+            if self._scalers.get(id(weight)) and weight.grad is not None
         }
 
     def owners_of(self, grads: Iterable[Tensor]) -> list[Tensor]:
@@ -120,5 +121,13 @@ def weights_of(optimizer: Any) -> Iterator[Tensor]:
 
 
 def _fingerprint(grad: Tensor) -> Fingerprint:
-    address = address_of(grad) if grad.layout is torch.strided and not grad.is_meta else id(grad)
-    return address, version_of(grad)
+    return _address(grad), version_of(grad)
+
+
+def _address(grad: Tensor) -> int:
+    if grad.is_meta and not is_fake(grad):
+        return id(grad)
+    try:
+        return address_of(grad)
+    except (RuntimeError, NotImplementedError):  # no memory of its own
+        return id(grad)

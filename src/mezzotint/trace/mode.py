@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mezzotint.patches import Guard
 from mezzotint.torch_internals import autograd
-from mezzotint.torch_internals.dispatch import TorchDispatchMode
+from mezzotint.torch_internals.dispatch import TorchDispatchMode, is_of_tracing, mode_stack, pop_mode, push_mode
 from mezzotint.trace.addresses import address_of
 from mezzotint.trace.births import Births, runs_in_float32
 from mezzotint.trace.lanes import NOWHERE, Lane, Lanes, Place
@@ -29,6 +30,9 @@ from mezzotint.trace.updates import REPLACING, Updates
 MAX_MEASURED = 8
 """Operations on lists of tensors (foreach) have ranges measured only up to this many outputs: weights, gradients and
 states are measured by name when the optimizer steps."""
+
+MAX_OPERATIONS = 1_000_000
+"""Operations that a recording keeps, some 300 bytes each; a recording without an end stops there and says so."""
 
 _current_task = autograd.current_graph_task
 _current_node = autograd.current_node
@@ -52,6 +56,9 @@ class Entry:
     flops: int | None
     ranges: tuple[TensorRange | None, ...]
 
+
+# of an operation that is about to run: traits, inputs, numbers, phase, place, node, metas, producers, watched
+_Seen = tuple[Traits, list[Tensor], list[float], Phase, Place, str | None, Any, tuple[int, ...], Any]
 
 # (entry, step, producers, numbers, seconds, thread, error)
 Noted = tuple[Entry, int, tuple[int, ...], tuple[float, ...], float, int, str | None]
@@ -81,19 +88,47 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tape = self._tape
         if not tape.is_active:
             return func(*args, **(kwargs or {}))
-        if types and tape.is_foreign(types):
-            return NotImplemented  # the subclass takes it apart, and its parts come back here
-        lane = tape.lanes.mine()
-        if lane.pause_depth:
+        lane = None
+        try:
+            if types and tape.is_foreign(types):
+                return NotImplemented  # the subclass takes it apart, and its parts come back here
+            lane = tape.lanes.mine()
+        except Exception as error:
+            tape.guard.fail(error)
+        if lane is None or lane.pause_depth:
             return func(*args, **(kwargs or {}))
         return tape.run(func, args, kwargs or {}, lane)
+
+    def enter_below(self) -> None:
+        """Enter under all modes of the program, so that those may leave in their own order."""
+        above = _popped()
+        push_mode(self)
+        for mode in reversed(above):
+            push_mode(mode)
+
+    def leave(self) -> None:
+        """Leave from wherever the mode is; does nothing where another thread has entered it."""
+        above = _popped()
+        for mode in reversed(above):
+            if mode is not self:
+                push_mode(mode)
+
+
+def _popped() -> list[TorchDispatchMode]:
+    """Take all modes but those of torch's own tracing off this thread's stack, the top one first."""
+    modes = [one for one in mode_stack() if not is_of_tracing(one)]
+    return [pop_mode() for _ in modes]
 
 
 class Tape:
     """The recording itself: entries, operations in order, and who wrote which address."""
 
-    def __init__(self, lanes: Lanes, names: ModuleNames, sites: Sites, *, has_ranges: bool) -> None:
+    def __init__(
+        self, lanes: Lanes, names: ModuleNames, sites: Sites, *, has_ranges: bool, guard: Guard | None = None
+    ) -> None:
         self.is_active = True
+        self.is_full = False
+        self.guard = guard or Guard("the recording", self.stop)
         self.lanes = lanes
         self.names = names
         self.sites = sites
@@ -132,11 +167,35 @@ class Tape:
             found = self._traits[func] = traits_of(func)
         return found
 
+    def stop(self) -> None:
+        """Record nothing more."""
+        self.is_active = False
+
     def run(self, func: Any, args: Any, kwargs: Any, lane: Lane) -> Any:
-        """Run one operation, note it, and return what it returned."""
-        traits = self._traits.get(func) or self.traits(func)
-        if traits.is_marker:
+        """Run one operation, note it, and return what it returned; a fault of ours ends the recording only."""
+        try:
+            traits = self._traits.get(func) or self.traits(func)
+            seen = None if traits.is_marker else self._before(func, traits, args, kwargs, lane)
+        except Exception as error:
+            self.guard.fail(error)
+            seen = None
+        if seen is None:
             return func(*args, **kwargs)
+        start = perf_counter()
+        try:
+            out = func(*args, **kwargs)
+        except Exception as error:
+            seconds = perf_counter() - start
+            with self.guard:
+                self._note_failed(seen, func, args, kwargs, lane, seconds, error)
+            raise
+        try:
+            self._after(seen, func, args, kwargs, lane, perf_counter() - start, out)
+        except Exception as error:
+            self.guard.fail(error)
+        return out
+
+    def _before(self, func: Any, traits: Traits, args: Any, kwargs: Any, lane: Lane) -> _Seen:
         inputs, numbers = _tensors_and_numbers(args)
         if kwargs:
             more, more_numbers = _tensors_and_numbers(kwargs.values())
@@ -148,19 +207,20 @@ class Tape:
         watched = None
         if traits.written and phase in _UPDATING:
             watched = self.updates.before(traits, args, kwargs)
-        start = perf_counter()
-        try:
-            out = func(*args, **kwargs)
-        except Exception as error:
-            entry = self._entry(func, traits, phase, place, metas, (), (), node, lane, args, kwargs, None)
-            self.log.append(
-                (entry, self.step, producers, tuple(numbers), perf_counter() - start, lane.thread, str(error))
-            )
-            self.errors.append((len(self.log) - 1, error))
-            if runs_in_float32(func, args, kwargs, inputs, error):
-                self.refused_formats.append(len(self.log) - 1)
-            raise
-        seconds = perf_counter() - start
+        return traits, inputs, numbers, phase, place, node, metas, producers, watched
+
+    def _note_failed(
+        self, seen: _Seen, func: Any, args: Any, kwargs: Any, lane: Lane, seconds: float, error: Exception
+    ) -> None:
+        traits, inputs, numbers, phase, place, node, metas, producers, _ = seen
+        entry = self._entry(func, traits, phase, place, metas, (), (), node, lane, args, kwargs, None)
+        self.log.append((entry, self.step, producers, tuple(numbers), seconds, lane.thread, str(error)))
+        self.errors.append((len(self.log) - 1, error))
+        if runs_in_float32(func, args, kwargs, inputs, error):
+            self.refused_formats.append(len(self.log) - 1)
+
+    def _after(self, seen: _Seen, func: Any, args: Any, kwargs: Any, lane: Lane, seconds: float, out: Any) -> None:
+        traits, inputs, numbers, phase, place, node, metas, producers, watched = seen
         if self.scaled_gradients and phase is not Phase.BACKWARD:
             self._note_scaled_read(inputs)
         outputs = _written(traits, args, kwargs) if traits.written else _outputs(out)
@@ -170,6 +230,9 @@ class Tape:
         )  # fmt: skip
         index = len(self.log)
         self.log.append((entry, self.step, producers, tuple(numbers), seconds, lane.thread, None))
+        if index >= MAX_OPERATIONS:
+            self.is_full = True
+            self.stop()
         self._note_addresses(index, outputs, is_new=not traits.written and not traits.is_view)
         if self.ranges is not None:
             for t, found in zip(outputs, entry.ranges, strict=False):
@@ -181,7 +244,6 @@ class Tape:
             self.updates.after(watched, traits, func, place)
         elif phase is Phase.OTHER and not traits.written and traits.name in REPLACING and inputs:
             self.updates.replaced(traits, func, args, kwargs, inputs[0], out, place)
-        return out
 
     def _note_addresses(self, index: int, outputs: list[Tensor], *, is_new: bool) -> None:
         makers, created = self.makers, self.created
@@ -207,7 +269,7 @@ class Tape:
         modules = lane.modules
         number = _next_node()
         if _current_task() == -1:
-            site = self.sites.here(sys._getframe(3))
+            site = self.sites.here(sys._getframe(4))
             is_new_node = number > lane.next_node
             place = Place(modules[-1] if modules else "", site)
             if is_new_node:
@@ -219,7 +281,7 @@ class Tape:
             return Phase.OTHER, place, None
         node: Any = _current_node()
         name = None if node is None else type(node).__name__
-        site = self.sites.here(sys._getframe(3))
+        site = self.sites.here(sys._getframe(4))
         if len(modules) > lane.base or (torch.is_grad_enabled() and not self.graph_depth):
             found = Place(modules[-1], site) if len(modules) > lane.base else self._made(node, name, lane)
             place = Place(found.module, site or found.site)

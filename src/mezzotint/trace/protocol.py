@@ -60,7 +60,7 @@ class Protocol:
         self._on_backward = on_backward
         self._on_step = on_step
         self._optimizers = optimizers
-        self._patches = Patches()
+        self._patches = Patches(tape.guard)
         self._explicit: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
         self._scaled_operations: dict[int, int] = {}  # operation -> the scaler that scaled what it made
         self._serials: WeakKeyDictionary[Any, int] = WeakKeyDictionary()

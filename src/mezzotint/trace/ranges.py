@@ -5,12 +5,10 @@ from math import inf
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mezzotint.kernels import tensors
 from mezzotint.kernels.constants import INF, NAN, NUM_COUNTS, ZERO
-from mezzotint.trace.addresses import is_fake
 from mezzotint.trace.tally import Tally
 
 
@@ -44,25 +42,28 @@ class TensorRange:
 
 
 class Ranges:
-    """Measures tensors of any device and layout."""
+    """Measures tensors of any device; what has no numbers that can be read is skipped and counted."""
+
+    def __init__(self) -> None:
+        self.num_skipped = 0
 
     def add(self, tensor: Tensor, found: TensorRange) -> bool:
         """Add a tensor's numbers to `found`; return whether there was a NaN or an infinity among them."""
-        size = tensor.numel()
-        if not size or tensor.layout is not torch.strided or tensor.is_meta:
-            return False
-        counts = found.counts
-        found.count += size
-        ends = tensors.add_range_counts(tensor, counts)
+        ends = tensors.add_range_counts(tensor, found.counts)
         if ends is None:
             return self._add_generic(tensor, found)
+        found.count += tensor.numel()
         largest, smallest, num_special = ends
         found.amax = max(found.amax, largest)
         found.smallest = min(found.smallest, smallest)
         return num_special > 0
 
     def _add_generic(self, tensor: Tensor, found: TensorRange) -> bool:
+        if not tensors.is_measurable(tensor):
+            self.num_skipped += tensor.numel() > 0
+            return False
         stats = tensors.range_stats(tensor)
+        found.count += stats.count
         found.counts[:NAN] += np.asarray(stats.exponents, np.int64)
         found.counts[NAN] += stats.nans
         found.counts[INF] += stats.infinities
@@ -72,16 +73,9 @@ class Ranges:
         return not stats.is_finite
 
 
-def has_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has elements that can be read: a weight whose memory was given up for a while has none."""
-    if tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
-        return False
-    return not is_fake(tensor) and tensor.untyped_storage().nbytes() > 0
-
-
 def tally_of(tensor: Tensor) -> Tally | None:
     """Return the range of one tensor, None for one that has no numbers to measure."""
-    if not tensor.is_floating_point() or not has_memory(tensor):
+    if not tensors.is_measurable(tensor):
         return None
     found = TensorRange(str(tensor.dtype).removeprefix("torch."))
     Ranges().add(tensor, found)

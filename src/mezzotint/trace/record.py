@@ -282,6 +282,7 @@ class Trace:
     notes: list[str] = field(default_factory=list)
     scaled_reads: list[int] = field(default_factory=list)
     refused_formats: list[int] = field(default_factory=list)
+    unmoved: dict[str, bool] = field(default_factory=dict)
 
     def counts(self) -> dict[int, int]:
         """Return how often each call was executed, by its index, in steps that ended if there are any."""

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from mezzotint.errors import AuditError
-from mezzotint.patches import Patches
+from mezzotint.patches import Guard, Patches
 from mezzotint.torch_internals import tensors  # declare what is read
 from mezzotint.torch_internals.python import wrap_threads
 from mezzotint.torch_internals.registry import Feature, notes, require
@@ -40,6 +40,7 @@ from mezzotint.trace.protocol import Protocol
 from mezzotint.trace.ranges import tally_of
 from mezzotint.trace.record import MASTER_MARK, Operation, ParameterRecord, StepRecord, Trace, parameter_producer
 from mezzotint.trace.sites import Sites
+from mezzotint.trace.updates import Moving, moving_weights
 
 _ABOUT_HOOKS = "Using `torch.compile.*when there are global hooks"
 
@@ -57,8 +58,15 @@ class Enough(BaseException):
     """Raised inside the watched program when as many steps as wanted were seen."""
 
 
+class BusyError(AuditError):
+    """Another recorder is at work, and does not give way."""
+
+
 class Recorder:
     """Watches one training program. `steps` is None to watch until the end; `has_ranges` measures every output.
+
+    A fault of our own ends the recording, not the program (`guard`), and is among the notes. A recorder with
+    `gives_way` only monitors: it calls that function, which ends it, when another one is to begin.
 
     `names` are module names to go on with; `optimizers` those that exist, which are looked for if not given. Without
     `hears_optimizers` the owner calls `before_optimizer` and `after_optimizer`: hooks cannot be added from within one.
@@ -72,16 +80,20 @@ class Recorder:
         names: ModuleNames | None = None,
         optimizers: Sequence[Optimizer] | None = None,
         hears_optimizers: bool = True,
+        guard: Guard | None = None,
+        gives_way: Callable[[], None] | None = None,
     ) -> None:
+        self._guard = guard or Guard("the audit", self.stop)
+        self._gives_way = gives_way
         self._max_steps = steps
         self._has_ranges = has_ranges
         self._hears_optimizers = hears_optimizers
-        self._patches = Patches()
+        self._patches = Patches(self._guard)
         self._removers: list[Callable[[], None]] = []
         self._mode: RecordingMode | None = None
         self._lanes = Lanes()
         self._names = names or ModuleNames()
-        self._tape = Tape(self._lanes, self._names, Sites(), has_ranges=has_ranges)
+        self._tape = Tape(self._lanes, self._names, Sites(), has_ranges=has_ranges, guard=self._guard)
         self._protocol = Protocol(
             self._tape, on_backward=self._before_backward, on_step=self._after_step, optimizers=optimizers
         )
@@ -89,6 +101,7 @@ class Recorder:
         self._step_start = (0, 0.0)
         self._has_backward = False
         self._pending: list[Any] = []
+        self._unmoved: dict[str, bool] = {}
         self._weights: dict[int, tuple[int, str, Tensor]] = {}
         self._parameters: list[ParameterRecord] = []
         self._filter: Any = None
@@ -99,24 +112,35 @@ class Recorder:
     # context
 
     def __enter__(self) -> "Recorder":
-        """Install everything. Raises AuditError when another recorder is at work."""
+        """Install everything. Raises BusyError when another recorder is at work that does not give way."""
+        for other in list(_active):
+            if other._gives_way is not None and self._gives_way is None:
+                other._gives_way()
         if _active:
-            raise AuditError("a recorder is at work already; leave the outer audit before the next")
+            raise BusyError("a recorder is at work already; leave the outer audit before the next")
         require(Feature.RECORDING, AuditError)
         self._missing = notes(Feature.RECORDING)
         _stop_in_forked_children()
         _active.append(self)
+        with self._guard:
+            self._install()
+        if self._guard.fault is not None:
+            self.__exit__(None, None, None)
+        return self
+
+    def _install(self) -> None:
         self._open_regions()
         self._protocol.install()
+        hook = self._guard.hook
         # torch calls its own step hooks for every optimizer class, but wraps each class once, when it is first built
         self._removers += [
-            register_module_forward_pre_hook(self._enter_module).remove,
-            register_module_forward_hook(self._leave_module, always_call=True).remove,
+            register_module_forward_pre_hook(hook(self._enter_module)).remove,
+            register_module_forward_hook(hook(self._leave_module), always_call=True).remove,
         ]
         if self._hears_optimizers:
             self._removers += [
-                register_optimizer_step_pre_hook(self.before_optimizer).remove,
-                register_optimizer_step_post_hook(self.after_optimizer).remove,
+                register_optimizer_step_pre_hook(hook(self.before_optimizer)).remove,
+                register_optimizer_step_post_hook(hook(self.after_optimizer)).remove,
             ]
         wrap_threads(self._patches, self._in_thread)
         self._patches.wrap(torch, "compile", self._compile)
@@ -124,27 +148,41 @@ class Recorder:
         self._filter = warnings.filters[0]
         self._know_weights()  # of modules that have their names from an earlier recorder
         self._step_start = (0, perf_counter())
-        self._mode = RecordingMode(self._tape)
-        self._mode.__enter__()  # type: ignore[no-untyped-call]
-        return self
+        mode = RecordingMode(self._tape)
+        if self._gives_way is None:
+            mode.__enter__()  # type: ignore[no-untyped-call]
+        else:
+            mode.enter_below()
+        self._mode = mode
 
     def __exit__(self, *error: Any) -> None:
-        """Take everything back."""
-        if len(error) == 3 and isinstance(error[1], Exception) and self._tape.is_active:
-            self._protocol.note_error(error[1], self._lanes.mine())
-        if self._mode is not None:
-            self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
+        """Take everything back, whatever fails on the way."""
+        with self._guard:
+            if len(error) == 3 and isinstance(error[1], Exception) and self._tape.is_active:
+                self._protocol.note_error(error[1], self._lanes.mine())
+        self.stop()
+        with self._guard:
+            if self._mode is not None and self._gives_way is None:
+                self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
+            elif self._mode is not None:
+                self._mode.leave()
             self._mode = None
-        self._tape.is_active = False
         if self._filter in warnings.filters:
             warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
         for remove in reversed(self._removers):
-            remove()
+            with self._guard:
+                remove()
         self._removers.clear()
-        self._patches.undo()
-        self._protocol.remove()
+        with self._guard:
+            self._patches.undo()
+        with self._guard:
+            self._protocol.remove()
         if self in _active:
             _active.remove(self)
+
+    def stop(self) -> None:
+        """Record nothing more; what is installed stays until the context ends."""
+        self._tape.is_active = False
 
     def begin_places_at(self, code: CodeType) -> None:
         """Make the lines above this code, which calls the program, no part of any operation's place."""
@@ -265,14 +303,17 @@ class Recorder:
         first = len(self._tape.log)
         self._know_weights(optimizer)
         samples: list[tuple[Tensor, Tensor, str]] = []
+        moving: list[Moving] = []
         with lane.paused(), torch.no_grad():
             for weight in weights_of(optimizer):
                 _, name, _ = self._weights[id(weight)]
                 sample = self._tape.updates.sample(weight) if self._has_ranges else None
                 if sample is not None:
                     samples.append((weight, sample, name))
+            if self._gives_way is not None:  # a monitor looks for weights that have stopped
+                moving = moving_weights(optimizer, {id(one): sample for one, sample, _ in samples})
             self._record_weights(optimizer)
-        self._pending.append((facts, first, samples))
+        self._pending.append((facts, first, samples, moving))
         lane.base, lane.update_depth = len(lane.modules), lane.update_depth + 1
         place = next((p for p, value in enumerate(args) if p and callable(value)), None)
         if place is not None:
@@ -300,11 +341,13 @@ class Recorder:
         lane.update_depth = max(0, lane.update_depth - 1)
         if not self._pending:
             return
-        facts, first, samples = self._pending.pop()
+        facts, first, samples, moving = self._pending.pop()
         place = Place("", self._tape.sites.here(sys._getframe(1)))
         with lane.paused(), torch.no_grad():
             for weight, sample, name in samples:
                 self._tape.updates.compare(weight, sample, name, place)
+            for one in moving:
+                self._unmoved[self._weights[id(one.weight)][1]] = not one.has_moved()
             for weight, states in getattr(optimizer, "state", {}).items():
                 if isinstance(weight, Tensor) and id(weight) in self._weights and isinstance(states, dict):
                     self._know_states(weight, states)
@@ -405,10 +448,20 @@ class Recorder:
             notes=[*self.notes, *self._missing, *self._notes()],
             scaled_reads=list(self._tape.scaled_reads),
             refused_formats=list(self._tape.refused_formats),
+            unmoved=dict(self._unmoved),
         )
 
     def _notes(self) -> list[str]:
         """Return what was not seen, as far as the recorder knows."""
+        notes = [] if self._guard.fault is None else [self._guard.fault]
+        if self._tape.is_full:
+            notes.append(f"the recording holds {len(self._tape.log)} operations and stopped there; give it fewer steps")
+        skipped = 0 if self._tape.ranges is None else self._tape.ranges.num_skipped
+        if skipped:
+            notes.append(f"{skipped} outputs have no range: they had no numbers that can be read")
+        return [*notes, *self._about_compiled()]
+
+    def _about_compiled(self) -> list[str]:
         compiled = set(self._compiled)
         for name, kind in self._names.classes().items():
             if kind == "OptimizedModule":

@@ -5,16 +5,16 @@ copies of what it read, and an element is lost if that would have moved it and t
 are followed on a sample, for the question what would be lost if they were stored in a compact format.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from mezzotint.kernels.memory import has_numbers
 from mezzotint.torch_internals.autocast import disable_autocast
 from mezzotint.trace.addresses import address_of
-from mezzotint.trace.ranges import has_memory
 from mezzotint.trace.record import Site, UpdateRecord
 
 if TYPE_CHECKING:
@@ -115,8 +115,10 @@ class Updates:
         """Follow a compact tensor that is replaced by a changed one, in every step at the same place."""
         if not isinstance(new, Tensor) or new.dtype not in _LOW or new.dtype is not old.dtype or new.shape != old.shape:
             return
+        if not self._lasts(old) or not has_numbers(new) or not place.site:
+            return
         maker = self._tape.created.get(address_of(old), -1)
-        if not self._lasts(old) or maker < 0 or not place.site:
+        if maker < 0:
             return
         made_at = self._tape.log[maker][0].place.site
         here = place.site[0]
@@ -140,7 +142,7 @@ class Updates:
 
     def _lasts(self, tensor: Tensor) -> bool:
         """Whether a tensor with numbers was there before this step: a passing result may be rounded as it likes."""
-        if not has_memory(tensor):
+        if not has_numbers(tensor):
             return False
         address = address_of(tensor)
         return address in self.names or self._tape.created.get(address, -1) < self._tape.step_first
@@ -176,13 +178,13 @@ class Updates:
 
     def sample(self, weight: Tensor) -> Tensor | None:
         """Return a copy of a sample of a float32 weight: whole lines of memory, one in 64 of a large one."""
-        if weight.dtype is not torch.float32 or not has_memory(weight) or not weight.is_contiguous():
+        if weight.dtype is not torch.float32 or not has_numbers(weight) or not weight.is_contiguous():
             return None
         return _sampled(weight).clone()
 
     def compare(self, weight: Tensor, old: Tensor, name: str, place: "Place") -> None:
         """Add what the change of a weight since `sample` would have become in compact formats."""
-        if not has_memory(weight):
+        if not has_numbers(weight) or not weight.is_contiguous():
             return
         new = _sampled(weight)
         change = new - old
@@ -223,6 +225,45 @@ class Updates:
             for total in self._totals.values()
             if total.count
         ]
+
+
+@dataclass(slots=True, eq=False)
+class Moving:
+    """A weight that an optimizer is about to step: a sample of it, and where the gradient is not 0 there."""
+
+    weight: Tensor
+    before: Tensor
+    is_asked: Tensor
+
+    def has_moved(self) -> bool:
+        """Return whether any number with a gradient other than 0 has changed."""
+        if not has_numbers(self.weight) or not self.weight.is_contiguous():
+            return True  # not known
+        return bool(((_sampled(self.weight) != self.before) & self.is_asked).any())
+
+
+def moving_weights(optimizer: Any, known: Mapping[int, Tensor]) -> list[Moving]:
+    """Return the weights that a step with a learning rate other than 0 is to move; `known` are samples, by id.
+
+    Weights whose gradient is not finite, or not dense, are left out: nothing is known of them.
+    """
+    found = []
+    for group in getattr(optimizer, "param_groups", ()):
+        rate = group.get("lr", 1.0)
+        if not float(rate):
+            continue
+        for weight in group["params"]:
+            grad = weight.grad
+            if grad is None or not (has_numbers(weight) and has_numbers(grad) and weight.is_floating_point()):
+                continue
+            if not weight.is_contiguous() or not grad.is_contiguous() or grad.shape != weight.shape:
+                continue
+            gradient = _sampled(grad)
+            is_asked = gradient != 0
+            if bool(is_asked.any()) and bool(gradient.isfinite().all()):
+                before = known.get(id(weight))
+                found.append(Moving(weight, _sampled(weight).clone() if before is None else before, is_asked))
+    return found
 
 
 def _sampled(weight: Tensor) -> Tensor:

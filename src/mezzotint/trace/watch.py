@@ -8,7 +8,8 @@ percent; sampling the elements of every step instead costs 4 to 6 percent and mi
 steps there is a hook on optimizers and a wrapper each around the gradient scaler's step and backward. Where several
 optimizers take turns, each of their updates counts as a step, and recording goes on until all had their turn.
 
-Nothing of the training changes: not a bit of it, and an alarm stops nothing.
+Nothing of the training changes: not a bit of it, and an alarm stops nothing. Whatever goes wrong while watching ends
+the watching, not the training, and is logged once as a warning. While an audit records, the watch skips its turns.
 """
 
 import json
@@ -25,14 +26,15 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from mezzotint.errors import AuditError
-from mezzotint.patches import Patches
+from mezzotint.kernels.memory import has_numbers
+from mezzotint.patches import Guard, Patches
 from mezzotint.torch_internals.autocast import scale_of
 from mezzotint.torch_internals.autograd import wrap_backward
 from mezzotint.torch_internals.registry import Feature, notes
-from mezzotint.trace.alarms import Alarm, Limits, Raised, ScaleHistory, row_alarms
+from mezzotint.trace.alarms import Alarm, Limits, Raised, ScaleHistory, StoppedWeights, row_alarms
 from mezzotint.trace.module_names import ModuleNames
 from mezzotint.trace.record import Trace
-from mezzotint.trace.recorder import Recorder
+from mezzotint.trace.recorder import BusyError, Recorder
 from mezzotint.trace.watch_row import histograms, row_of
 
 logger = logging.getLogger("mezzotint")
@@ -46,14 +48,23 @@ class StepWatch:
     `alarms` holds what was raised; `rows` and `alarms` go to `write` as JSON objects, one by one.
     """
 
-    def __init__(self, *, limits: Limits | None = None, write: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        write: Callable[[dict[str, Any]], None] | None = None,
+        guard: Guard | None = None,
+    ) -> None:
         self.limits = limits or Limits()
         self.alarms: list[Alarm] = []
+        self.guard = guard or Guard("watching", self._drop)
         self._write = write or (lambda line: None)
         self._raised = Raised(self.limits)
         self._history = ScaleHistory(self.limits)
+        self._stopped = StoppedWeights(self.limits)
         self._names = ModuleNames()
         self._recorder: Recorder | None = None
+        self._said_busy = False
         self.last_trace: Trace | None = None
 
     @contextmanager
@@ -76,13 +87,21 @@ class StepWatch:
         return self._recorder
 
     def begin(self, optimizer: torch.optim.Optimizer | None = None, *, hears_optimizers: bool = True) -> None:
-        """Begin to record; `optimizer` saves looking for all there are."""
-        self._recorder = Recorder(
-            names=self._names,
-            optimizers=None if optimizer is None else [optimizer],
-            hears_optimizers=hears_optimizers,
-        )
-        self._recorder.__enter__()
+        """Begin to record, unless somebody else records; `optimizer` saves looking for all there are."""
+        if self.guard.fault is not None or self._recorder is not None:
+            return
+        with self.guard:
+            recorder = Recorder(
+                names=self._names,
+                optimizers=None if optimizer is None else [optimizer],
+                hears_optimizers=hears_optimizers,
+                guard=self.guard,
+                gives_way=self.give_way,
+            )
+            try:
+                self._recorder = recorder.__enter__()
+            except BusyError:
+                self._say_busy()
 
     def end(self, step: int) -> dict[str, Any] | None:
         """Stop recording; write the row of the step and raise its alarms."""
@@ -90,12 +109,16 @@ class StepWatch:
             return None
         recorder, self._recorder = self._recorder, None
         recorder.__exit__(None, None, None)
-        self.last_trace = recorder.trace()
-        row = row_of(self.last_trace, step)
-        self._write({"kind": "watch", **row})
-        for alarm in row_alarms(row, self.limits):
-            self.raise_alarm(alarm)
-        return row
+        with self.guard:
+            if self.guard.fault is not None:
+                return None
+            self.last_trace = recorder.trace()
+            row = row_of(self.last_trace, step)
+            self._write({"kind": "watch", **row})
+            for alarm in (*row_alarms(row, self.limits), *self._stopped.add(row)):
+                self.raise_alarm(alarm)
+            return row
+        return None
 
     def abandon(self) -> None:
         """Stop recording without a row."""
@@ -103,10 +126,25 @@ class StepWatch:
         if recorder is not None:
             recorder.__exit__(None, None, None)
 
+    def give_way(self) -> None:
+        """Stop recording, as an audit begins."""
+        self.abandon()
+        self._say_busy()
+
+    def _say_busy(self) -> None:
+        if not self._said_busy:
+            self._said_busy = True
+            logger.warning("an audit or another watch is recording: this watch skips its turns until that has ended")
+
+    def _drop(self) -> None:
+        if self._recorder is not None:
+            self._recorder.stop()
+
     def add_scale(self, step: int, scale: float | None, *, is_skipped: bool) -> None:
         """Take note of a step's loss scale, and whether the step was skipped."""
-        for alarm in self._history.add(step, scale, is_skipped=is_skipped):
-            self.raise_alarm(alarm)
+        with self.guard:
+            for alarm in self._history.add(step, scale, is_skipped=is_skipped):
+                self.raise_alarm(alarm)
 
     def raise_alarm(self, alarm: Alarm) -> None:
         """Raise an alarm, if it says something new."""
@@ -120,7 +158,9 @@ class Watch:
 
     `every`: how many steps lie between recorded ones. `out`: a file of JSON lines to append to. `tensorboard`: a folder
     for curves and histograms (needs the extra). `on_alarm` is called with each alarm; all are logged as warnings, too.
-    Raises AuditError for `every` below 1.
+    An exception of `on_alarm` is logged and ends its calls, not the training; to end that, let it raise SystemExit or
+    KeyboardInterrupt. A file that cannot be written ends the writing. `fault` says what ended the watch early, if
+    anything did. Raises AuditError for `every` below 1.
     """
 
     def __init__(
@@ -138,8 +178,13 @@ class Watch:
         self._out = Path(out) if out is not None else None
         self._board = _Board(Path(tensorboard)) if tensorboard is not None else None
         self._on_alarm = on_alarm
-        self._steps = StepWatch(limits=limits, write=self._take)
-        self._patches = Patches()
+        self._guard = Guard("mz.watch", self._faulted)
+        self._writing = Guard(f"writing to {str(out)[:120]}")
+        self._drawing = Guard(f"writing to {str(tensorboard)[:120]}")
+        self._calling = Guard("calling on_alarm")
+        self._steps = StepWatch(limits=limits, write=self._take, guard=self._guard)
+        self._patches = Patches(self._guard)
+        self._depth = 0
         self._removers: list[Callable[[], None]] = []
         self._num_steps = 0
         self._num_stepped = 0
@@ -161,39 +206,55 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         """Begin to watch."""
+        self._depth += 1
         self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop watching."""
-        self.stop()
+        """Stop watching, with the outermost context."""
+        self._depth -= 1
+        if self._depth == 0:
+            self.stop()
+
+    @property
+    def fault(self) -> str | None:
+        """What ended the watch early, as a sentence; None where nothing did."""
+        return self._guard.fault
+
+    def _faulted(self) -> None:
+        recorder = self._steps.recorder
+        if recorder is not None:
+            recorder.stop()
 
     def start(self) -> None:
         """Begin to watch; the first step that begins now is recorded."""
         if self._removers:
             return
-        self._removers = [
-            register_optimizer_step_pre_hook(self._steps_now).remove,
-            register_optimizer_step_post_hook(self._stepped).remove,
-        ]
-        self._patches.wrap(GradScaler, "step", self._scaler_step)
-        wrap_backward(self._patches, self._backward)
-        for note in notes(Feature.RECORDING):
-            logger.warning("%s", note)
-        self._steps.begin(hears_optimizers=False)
+        with self._guard:
+            self._removers = [
+                register_optimizer_step_pre_hook(self._guard.hook(self._steps_now)).remove,
+                register_optimizer_step_post_hook(self._guard.hook(self._stepped)).remove,
+            ]
+            self._patches.wrap(GradScaler, "step", self._scaler_step)
+            wrap_backward(self._patches, self._backward)
+            for note in notes(Feature.RECORDING):
+                logger.warning("%s", note)
+            self._steps.begin(hears_optimizers=False)
 
     def stop(self) -> None:
         """Stop watching; a step that is under way is not judged."""
         if not self._removers:
             return
-        self._steps.abandon()
+        with self._guard:
+            self._steps.abandon()
         while self._removers:
             self._removers.pop()()
         self._patches.undo()
         if self._board is not None:
-            self._board.close()
+            with self._drawing:
+                self._board.close()
 
     def _steps_now(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         recorder = self._steps.recorder
@@ -214,7 +275,7 @@ class Watch:
         result = original(scaler, optimizer, *args, **kwargs)
         is_skipped = self._num_stepped == before
         held = scale_of(scaler)
-        scale = float(held) if held is not None and held.is_cpu else None
+        scale = float(held) if held is not None and held.is_cpu and has_numbers(held) else None
         if is_skipped:
             self._skips_in_a_row += 1
             self._is_wanted |= self._skips_in_a_row >= _SKIPS_IN_A_ROW
@@ -226,7 +287,7 @@ class Watch:
     def _backward(self, original: Callable[..., Any], roots: Any, *args: Any, **kwargs: Any) -> Any:
         """Look at the loss where that costs nothing: a number that lies in the CPU's memory."""
         root = roots[0] if isinstance(roots, (tuple, list)) and roots else roots
-        if isinstance(root, torch.Tensor) and root.is_cpu and root.numel() == 1 and not root.is_meta:
+        if isinstance(root, torch.Tensor) and root.is_cpu and root.numel() == 1 and has_numbers(root):
             value = root.detach().item() if not self._steps.is_recording else 0.0
             if not math.isfinite(value):
                 self._is_wanted = True
@@ -257,19 +318,25 @@ class Watch:
         """Hand a row or an alarm on to everybody who wants it."""
         if line["kind"] == "watch":
             self.rows.append(dict(line))
-            if self._board is not None and self._steps.last_trace is not None:
-                self._board.write(line, self._steps.last_trace)
-        if self._out is not None:
-            self._out.parent.mkdir(parents=True, exist_ok=True)
-            with self._out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(plain(line), ensure_ascii=False) + "\n")
+            if self._board is not None and self._steps.last_trace is not None and self._drawing.fault is None:
+                with self._drawing:
+                    self._board.write(line, self._steps.last_trace)
+        if self._out is not None and self._writing.fault is None:
+            with self._writing:
+                self._append(self._out, line)
         if line["kind"] == "alarm":
             logger.warning("step %s: %s; %s", line["step"], line["message"], line["advice"])
-            if line["alarm"] == "not-finite" and self._out is not None:
-                dump = self._out.with_name(f"{self._out.stem}-not-finite-step-{line['step']}.json")
-                dump.write_text(json.dumps(plain(line), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            if self._on_alarm is not None:
-                self._on_alarm(self._steps.alarms[-1])
+            if self._on_alarm is not None and self._calling.fault is None:
+                with self._calling:
+                    self._on_alarm(self._steps.alarms[-1])
+
+    def _append(self, out: Path, line: Mapping[str, Any]) -> None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain(line), ensure_ascii=False) + "\n")
+        if line["kind"] == "alarm" and line["alarm"] == "not-finite":
+            dump = out.with_name(f"{out.stem}-not-finite-step-{line['step']}.json")
+            dump.write_text(json.dumps(plain(line), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 watch = Watch  # used as a verb: with mz.watch():

@@ -24,7 +24,7 @@ def row_of(trace: Trace, step: int) -> dict[str, Any]:
     return {
         "step": step,
         "modules": _modules(trace),
-        "updates": _updates(trace.updates),
+        "updates": {**_updates(trace.updates), "unmoved": trace.unmoved},
         "casts": {
             "number": sum(counts.get(call.index, 0) for call in casts),
             "bytes": sum(counts.get(call.index, 0) * call.nbytes for call in casts),
