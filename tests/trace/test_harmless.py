@@ -60,7 +60,17 @@ def plain() -> list[torch.Tensor]:
 
 
 # what the program calls of us, which the guard is built into, and what only answers torch's questions
-_BOUNDARY = {"__torch_dispatch__", "run", "ignore_compile_internals", "_should_skip_dynamo", "wrapper", "guarded"}
+_BOUNDARY = {
+    "__torch_dispatch__",
+    "run",
+    "Watch.__enter__",
+    "Watch.__exit__",
+    "Watch.__init__",
+    "ignore_compile_internals",
+    "_should_skip_dynamo",
+    "wrapper",
+    "guarded",
+}
 
 
 def observing_functions() -> dict[str, types.FunctionType]:
@@ -82,7 +92,12 @@ def observing_functions() -> dict[str, types.FunctionType]:
     for code in codes:
         function = functions.get(code)
         room = Path(code.co_filename).parent.name
-        if function is None or code.co_freevars or code.co_name in _BOUNDARY or room not in ("trace", "kernels"):
+        if (
+            function is None
+            or code.co_freevars
+            or _BOUNDARY & {code.co_name, code.co_qualname}
+            or room not in ("trace", "kernels")
+        ):
             continue
         found[f"{room}.{Path(code.co_filename).stem}.{code.co_qualname}"] = function
     return found
@@ -92,7 +107,15 @@ def _raises(*_args, **_kwargs):
     raise RuntimeError("injected")
 
 
-_WHEN_MADE = {"trace.watch.Watch.__init__", "trace.watch.StepWatch.__init__"}  # no training runs yet
+_ENDINGS = {
+    "trace.mode.RecordingMode.leave",
+    "trace.mode._popped",
+    "trace.protocol.Protocol.remove",
+    "trace.recorder.Recorder.__exit__",
+    "trace.recorder.Recorder.stop",
+    "trace.watch.StepWatch.abandon",
+    "trace.watch.Watch.stop",
+}
 
 
 def test_a_fault_anywhere_leaves_the_training_alone(plain: list[torch.Tensor], caplog: pytest.LogCaptureFixture):
@@ -102,7 +125,7 @@ def test_a_fault_anywhere_leaves_the_training_alone(plain: list[torch.Tensor], c
         code = function.__code__
         caplog.clear()
         is_ours = []
-        watch = Watch(every=1)
+        watch = Watch(every=1)  # no training runs while it is made
         function.__code__ = _raises.__code__
         try:
             with watch:
@@ -118,11 +141,15 @@ def test_a_fault_anywhere_leaves_the_training_alone(plain: list[torch.Tensor], c
         if watch.fault is not None:
             assert said == [watch.fault], name
             assert "injected" in said[0], name
+        if name in _ENDINGS:  # what they were to take away is left, and does nothing
+            assert all(one._guard.fault for one in recorder._active), name
+            for one in list(recorder._active):
+                one.__exit__(None, None, None)
+            watch.stop()
+            while _get_current_dispatch_mode_stack():
+                assert _pop_mode()._tape.guard.fault, name
         assert not recorder._active, name
-        for left in _get_current_dispatch_mode_stack():  # it could not be taken away, but records nothing
-            assert name in ("trace.mode.RecordingMode.leave", "trace.mode._popped"), name
-            assert not left._tape.is_active, name
-            _pop_mode()
+        assert not _get_current_dispatch_mode_stack(), name
         assert not optimizer_hooks._global_optimizer_post_hooks, name
 
 

@@ -86,7 +86,7 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and note it."""
         tape = self._tape
-        if not tape.is_active:
+        if not tape.is_active or tape.guard.fault is not None:
             return func(*args, **(kwargs or {}))
         lane = None
         try:

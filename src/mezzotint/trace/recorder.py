@@ -116,7 +116,7 @@ class Recorder:
         for other in list(_active):
             if other._gives_way is not None and self._gives_way is None:
                 other._gives_way()
-        if _active:
+        if any(other._guard.fault is None for other in _active):  # one that failed to end records nothing
             raise BusyError("a recorder is at work already; leave the outer audit before the next")
         require(Feature.RECORDING, AuditError)
         self._missing = notes(Feature.RECORDING)

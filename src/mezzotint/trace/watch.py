@@ -207,7 +207,8 @@ class Watch:
     def __enter__(self) -> "Watch":
         """Begin to watch."""
         self._depth += 1
-        self.start()
+        with self._guard:
+            self.start()
         return self
 
     def __exit__(
@@ -216,7 +217,8 @@ class Watch:
         """Stop watching, with the outermost context."""
         self._depth -= 1
         if self._depth == 0:
-            self.stop()
+            with self._guard:
+                self.stop()
 
     @property
     def fault(self) -> str | None:
