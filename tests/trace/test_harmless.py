@@ -110,6 +110,7 @@ def _raises(*_args, **_kwargs):
 _ENDINGS = {
     "trace.mode.RecordingMode.leave",
     "trace.mode._popped",
+    "trace.mode.sweep",
     "trace.protocol.Protocol.remove",
     "trace.recorder.Recorder.__exit__",
     "trace.recorder.Recorder.stop",
@@ -146,6 +147,7 @@ def test_a_fault_anywhere_leaves_the_training_alone(plain: list[torch.Tensor], c
             for one in list(recorder._active):
                 one.__exit__(None, None, None)
             watch.stop()
+            mode.sweep()
             while _get_current_dispatch_mode_stack():
                 assert _pop_mode()._tape.guard.fault, name
         assert not recorder._active, name
@@ -347,6 +349,7 @@ def test_a_watch_in_a_generator_and_other_threads(plain: list[torch.Tensor]):
     assert same(found[0], plain)
     assert watch.fault is None
     assert same(train(), plain)
+    assert not _get_current_dispatch_mode_stack()
 
 
 def test_errors_of_on_alarm_and_of_files(tmp_path: Path, caplog: pytest.LogCaptureFixture):

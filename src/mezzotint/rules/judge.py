@@ -1,5 +1,6 @@
 """From a trace to findings and a verdict: the policy that ran is inferred where none is declared."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +10,10 @@ from mezzotint.findings import Finding, Severity
 from mezzotint.policy.policy import Policy
 from mezzotint.rules.catalog import TRACE_RULES
 from mezzotint.rules.trace.view import TraceView, is_product
-from mezzotint.trace.record import MASTER_MARK, Phase, Trace
+from mezzotint.trace.record import FLOATING, MASTER_MARK, Phase, Trace
 
+_REDUCING = ("c10d.allreduce", "c10d.reduce", "c10d._reduce_scatter", "_c10d_functional.all_reduce",
+             "_c10d_functional.reduce_scatter")  # fmt: skip
 _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
 
 
@@ -59,6 +62,18 @@ def _merged(findings: Sequence[Finding]) -> list[Finding]:
     ]
 
 
+def _reduced(trace: Trace) -> Counter[str]:
+    """Return how many numbers backward passes added up over processes, by dtype."""
+    found: Counter[str] = Counter()
+    counts = trace.counts()
+    for call in trace.calls:
+        if call.phase is Phase.BACKWARD and call.op.startswith(_REDUCING):
+            for meta in call.inputs:
+                if meta.dtype in FLOATING:
+                    found[meta.dtype] += math.prod(meta.shape) * counts.get(call.index, 0)
+    return found
+
+
 def infer_policy(trace: Trace) -> Policy:
     """Return the policy that describes what ran: the commonest format on each axis."""
     flops: Counter[str] = Counter()
@@ -94,12 +109,12 @@ def infer_policy(trace: Trace) -> Policy:
             if one.optimizer is None and one.name + MASTER_MARK in {m.name for m in masters}
         )
     is_scaled = any(event.name == "scaler.scale" and event.facts["is_enabled"] for event in trace.events)
-    params = _first(sizes)
+    params, reduced = _first(sizes), _reduced(trace)
     words = {
         "params": params,
         "compute": _first(flops) if flops else params,
         "loss": _first(losses),
-        "reduce": _first(grads) if grads else params,
+        "reduce": _first(reduced) if reduced else _first(grads) if grads else params,
         "state": _first(states) if states else params,
         "scaling": "dynamic" if is_scaled else "none",
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mezzotint.kernels.memory import has_numbers
 from mezzotint.kernels.tensors import is_measurable, range_stats
 from mezzotint.torch_internals.autocast import disable_autocast
 from mezzotint.trace.record import UNKNOWN, Birth
@@ -109,6 +110,8 @@ def _in_float32(
 def runs_in_float32(func: Any, args: Any, kwargs: Any, inputs: Sequence[Tensor], error: Exception) -> bool:
     """Whether an operation that raised does not with copies of its operands in float32: it refused their formats."""
     if isinstance(error, torch.OutOfMemoryError) or not any(one.dtype in _LOW for one in inputs):
+        return False
+    if not all(has_numbers(one) for one in inputs if one.numel()):
         return False
     try:
         with torch.no_grad(), disable_autocast():

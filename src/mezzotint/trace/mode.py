@@ -72,6 +72,7 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, tape: "Tape") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._tape = tape
+        self._has_left = False
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -107,10 +108,16 @@ class RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             push_mode(mode)
 
     def leave(self) -> None:
-        """Leave from wherever the mode is; does nothing where another thread has entered it."""
-        above = _popped()
-        for mode in reversed(above):
-            if mode is not self:
+        """Leave from wherever the mode is. Where another thread has entered it, it stays there until a `sweep`."""
+        self._has_left = True
+        sweep()
+
+
+def sweep() -> None:
+    """Take modes that were left, by other threads too, off this thread's stack."""
+    if any(isinstance(mode, RecordingMode) and mode._has_left for mode in mode_stack()):
+        for mode in reversed(_popped()):
+            if not (isinstance(mode, RecordingMode) and mode._has_left):
                 push_mode(mode)
 
 

@@ -34,12 +34,13 @@ from mezzotint.torch_internals.registry import Feature, notes, require
 from mezzotint.trace.addresses import address_of
 from mezzotint.trace.gradients import weights_of
 from mezzotint.trace.lanes import Lane, Lanes, Place, Region
-from mezzotint.trace.mode import RecordingMode, Tape, call_of, dtype_name
+from mezzotint.trace.mode import RecordingMode, Tape, call_of, dtype_name, sweep
 from mezzotint.trace.module_names import ModuleNames
 from mezzotint.trace.protocol import Protocol
 from mezzotint.trace.ranges import tally_of
 from mezzotint.trace.record import MASTER_MARK, Operation, ParameterRecord, StepRecord, Trace, parameter_producer
 from mezzotint.trace.sites import Sites
+from mezzotint.trace.traits import COLLECTIVES, UNDERSTOOD
 from mezzotint.trace.updates import Moving, moving_weights
 
 _ABOUT_HOOKS = "Using `torch.compile.*when there are global hooks"
@@ -148,6 +149,7 @@ class Recorder:
         self._filter = warnings.filters[0]
         self._know_weights()  # of modules that have their names from an earlier recorder
         self._step_start = (0, perf_counter())
+        sweep()
         mode = RecordingMode(self._tape)
         if self._gives_way is None:
             mode.__enter__()  # type: ignore[no-untyped-call]
@@ -459,7 +461,19 @@ class Recorder:
         skipped = 0 if self._tape.ranges is None else self._tape.ranges.num_skipped
         if skipped:
             notes.append(f"{skipped} outputs have no range: they had no numbers that can be read")
-        return [*notes, *self._about_compiled()]
+        return [*notes, *self._about_collectives(), *self._about_compiled()]
+
+    def _about_collectives(self) -> list[str]:
+        unknown = {
+            entry.index: entry.traits.op
+            for entry in self._tape.entries
+            if entry.traits.op.startswith(COLLECTIVES) and not entry.traits.name.startswith(UNDERSTOOD)
+        }
+        if not unknown:
+            return []
+        number = sum(noted[0].index in unknown for noted in self._tape.log)
+        kinds = ", ".join(sorted(set(unknown.values())))[:200]
+        return [f"{number} collectives of kinds not understood: {kinds}, so `reduce` is not known"]
 
     def _about_compiled(self) -> list[str]:
         compiled = set(self._compiled)

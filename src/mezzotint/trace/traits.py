@@ -38,6 +38,14 @@ _REDUCTIONS = frozenset(
 )
 
 
+COLLECTIVES = ("c10d", "_c10d_functional", "c10d_functional")
+"""Namespaces of the operations between processes."""
+UNDERSTOOD = ("allreduce", "all_reduce", "reduce", "_reduce_scatter", "allgather", "all_gather", "_allgather", "gather",
+              "broadcast", "barrier", "monitored_barrier", "scatter", "alltoall", "all_to_all", "send", "recv",
+              "wait_tensor", "_wrap_tensor")  # fmt: skip
+"""How the names of those begin of which it is known whether they add numbers up."""
+
+
 @dataclass(frozen=True, slots=True)
 class Traits:
     """What an operation does, whatever it is called with. `written` are the positions and names of written arguments;
@@ -107,7 +115,8 @@ def traits_of(func: Any) -> Traits:
         kind=kind,
         is_view=kind is Kind.VIEW,
         is_random=torch.Tag.nondeterministic_seeded in tags,
-        is_unwritten=base in _UNWRITTEN,
+        # a collective may still be under way when it returns; `wait_tensor` has its numbers
+        is_unwritten=base in _UNWRITTEN or namespace == "fsdp" or (namespace in COLLECTIVES and base != "wait_tensor"),
         is_copy=base in _COPIES or base in _CASTS,
         is_arranged=base in _ARRANGED,
         written=written,

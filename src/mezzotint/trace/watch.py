@@ -32,6 +32,7 @@ from mezzotint.torch_internals.autocast import scale_of
 from mezzotint.torch_internals.autograd import wrap_backward
 from mezzotint.torch_internals.registry import Feature, notes
 from mezzotint.trace.alarms import Alarm, Limits, Raised, ScaleHistory, StoppedWeights, row_alarms
+from mezzotint.trace.mode import sweep
 from mezzotint.trace.module_names import ModuleNames
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import BusyError, Recorder
@@ -251,6 +252,7 @@ class Watch:
             return
         with self._guard:
             self._steps.abandon()
+            sweep()
         while self._removers:
             self._removers.pop()()
         self._patches.undo()
