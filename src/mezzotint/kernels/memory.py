@@ -24,7 +24,7 @@ def _plain_keys() -> frozenset[int]:
         plain = keys_of(torch.empty(0, device="cpu"))
     with torch.inference_mode():
         inference = keys_of(torch.empty(0, device="cpu"))
-    return frozenset((plain, inference))
+    return frozenset((plain, inference)) - {0}
 
 
 def is_plain(tensor: Tensor) -> bool:

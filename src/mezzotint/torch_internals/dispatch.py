@@ -36,23 +36,22 @@ def is_of_tracing(mode: Any) -> bool:
     return getattr(mode, "_mode_key", None) is not None
 
 
-_keys_of: Callable[[Any], Any] = value(
+_keys_of: Callable[[Any], Any] | None = value(
     "torch._C._dispatch_keys",
-    "what kind of tensor has numbers at its address",
-    needed_by=(Feature.RECORDING, Feature.ENGINE, Feature.FAST_CPU, Feature.LAYERS),
+    "which tensors have numbers at their address; without it, torch's operations are used",
+    needed_by=(Feature.RECORDING,),
+    otherwise=None,
 )
 
 
 def keys_of(tensor: Any) -> int:
-    """Return the dispatch keys of a tensor, as bits."""
-    found: int = _keys_of(tensor).raw_repr()
-    return found
+    """Return the dispatch keys of a tensor, as bits; 0 where torch does not tell."""
+    return 0 if _keys_of is None else int(_keys_of(tensor).raw_repr())
 
 
 def keys_without_negative(tensor: Any) -> int:
-    """Return the dispatch keys of a tensor, as bits, without that of negative views."""
-    found: int = _keys_of(tensor).remove(DispatchKey.Negative).raw_repr()
-    return found
+    """Return what `keys_of` does, without the key of negative views."""
+    return 0 if _keys_of is None else int(_keys_of(tensor).remove(DispatchKey.Negative).raw_repr())
 
 
 disable_current_modes: _Guard = value(

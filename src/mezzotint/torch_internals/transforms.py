@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mezzotint.torch_internals.registry import value
+from mezzotint.torch_internals.registry import Feature, value
 
 tracing_state: Callable[[], Any] = value(
     "torch._C._get_tracing_state",
@@ -25,13 +25,21 @@ is_legacy_batched: Callable[[Tensor], bool] = value(
     "whether torch.autograd.grad maps over gradients; without it, torch's operations are used",
     otherwise=lambda _tensor: True,
 )
-_READING = (Feature.RECORDING, Feature.ENGINE, Feature.FAST_CPU, Feature.LAYERS)
 is_wrapped: Callable[[Tensor], bool] = value(
-    "torch._C._functorch.is_functorch_wrapped_tensor", "whether torch.func wraps a tensor", needed_by=_READING
+    "torch._C._functorch.is_functorch_wrapped_tensor",
+    "whether torch.func wraps a tensor",
+    needed_by=(Feature.RECORDING,),
+    otherwise=lambda _tensor: False,
 )
 is_zero_tensor: Callable[[Tensor], bool] = value(
-    "torch._is_zerotensor", "whether a tensor of forward-mode differentiation has no memory", needed_by=_READING
+    "torch._is_zerotensor",
+    "whether a tensor of forward-mode differentiation has no memory",
+    needed_by=(Feature.RECORDING,),
+    otherwise=lambda _tensor: False,
 )
 is_functional: Callable[[Tensor], bool] = value(
-    "torch._is_functional_tensor", "whether functionalization wraps a tensor", needed_by=_READING
+    "torch._is_functional_tensor",
+    "whether functionalization wraps a tensor",
+    needed_by=(Feature.RECORDING,),
+    otherwise=lambda _tensor: False,
 )
