@@ -1,4 +1,4 @@
-"""A program of its own, as a crash would end it: every kind of tensor in every public call; see test_tensor_kinds.py."""
+"""A program of its own, as a crash would end it: each kind of tensor in each call; see test_tensor_kinds.py."""
 
 # ruff: noqa: E402, T201
 import tempfile
