@@ -30,6 +30,7 @@ _REGISTER = (
 )
 _NUM_METHODS = 64
 _DEADLINE = 10.0  # seconds; the child needs milliseconds
+_fork = getattr(os, "fork", None)  # not that of a recording, which counts the processes that a script starts
 _kept: list[object] = []  # what C++ points to lives as long as the process
 
 
@@ -82,10 +83,12 @@ def install_guard() -> None:
 
 def check_guard(guard: CountingGuard) -> None:
     """Register a guard in a forked child only. Raises GhostError where it crashed, hung, or was not replaced."""
+    if _fork is None:
+        raise GhostError("the ghost GPU checks its device guard in a forked process, and this system has none")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads: the child only calls C and exits
-            child = os.fork()
+            child = _fork()
     except OSError as error:
         raise GhostError(f"the ghost GPU could not start a process to check its device guard: {error}") from error
     if child == 0:

@@ -186,7 +186,7 @@ def _roles(run: GhostRun, end: int) -> dict[int, str]:
     for event in run.memory:
         if event.nbytes < 0:
             freed[event.storage] = event.operation
-    starts = _backward_starts(operations)
+    starts = backward_starts(operations)
     roles: dict[int, str] = {}
     for event in run.memory:
         if event.nbytes < 0 or event.storage in roles:
@@ -216,7 +216,8 @@ def _role(run: GhostRun, event: MemoryEvent, freed: int, operations: Sequence[Op
     return TEMPORARIES
 
 
-def _backward_starts(operations: Sequence[Operation]) -> list[int]:
+def backward_starts(operations: Sequence[Operation]) -> list[int]:
+    """Return the first operation of each backward pass."""
     found = []
     was_backward = False
     for operation in operations:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mezzotint.plan.costs import Work
-from mezzotint.plan.memory import CAST_CACHE, MIB, MemoryPlan, plan_memory
+from mezzotint.plan.held import kept_activation, uncast_gradients
+from mezzotint.plan.memory import ACTIVATIONS, CAST_CACHE, MIB, TEMPORARIES, MemoryPlan, plan_memory
 from mezzotint.plan.precision import Precision
 from mezzotint.plan.recording import GhostRun
 from mezzotint.plan.roofline import TimePlan, plan_time
@@ -125,18 +126,40 @@ def reasons(plans: Sequence[Plan]) -> list[str]:
         )
     if emulates_bfloat16(best.run):
         lines.append(EMULATED)
-    more = best.memory.peak_allocated - base.memory.peak_allocated if base is not None else 0
-    casts = best.memory.at_peak.get(CAST_CACHE, 0)
-    if base is not None and best.precision.name != base.precision.name and more > base.memory.peak_allocated // 100:
-        lines.append(
-            f"{best.precision.name} needs {more / MIB:,.0f} MiB more memory than {base.precision.name}: "
-            "low-precision copies of the weights cost more than smaller saved activations save"
-            + (f" ({casts / MIB:,.0f} MiB of copies are held at the peak)" if casts else "")
-        )
+    if base is not None and base.precision.name != best.precision.name:
+        lines.extend(_why_more_memory(best, base))
     if base is not None:
         ratio = best.time.gpu / base.time.gpu if base.time.gpu else 1.0
         lines.append(f"{best.precision.name} needs {ratio:.2f} of the GPU time of {base.precision.name}")
     return lines
+
+
+def _why_more_memory(best: Plan, base: Plan) -> list[str]:
+    """Say by how much low precision needs more memory, and what of it is larger at the peak; nothing if it does not."""
+    more = best.memory.peak_allocated - base.memory.peak_allocated
+    if more <= base.memory.peak_allocated // 100:
+        return []
+    grown = {role: best.memory.at_peak.get(role, 0) - base.memory.at_peak.get(role, 0) for role in best.memory.at_peak}
+    role = max(grown, key=lambda one: grown[one])
+    now, then = best.memory.at_peak[role], base.memory.at_peak.get(role, 0)
+    gradients = uncast_gradients(best.run, best.memory)
+    if role == CAST_CACHE:
+        saved = -min(0, grown.get(ACTIVATIONS, 0))
+        why = (
+            f"low-precision copies of the weights take {now / MIB:,.0f} MiB at the peak, and saved activations are "
+            f"{saved / MIB:,.0f} MiB smaller"
+        )
+    elif role == TEMPORARIES and gradients >= grown[role] // 2:
+        why = (
+            f"at the peak {gradients / MIB:,.0f} MiB are gradients in low precision that are being cast to "
+            "the dtype of their weights"
+        )
+    else:
+        why = f"{role} take {now / MIB:,.0f} MiB at the peak, not {then / MIB:,.0f} MiB"
+    return [
+        f"{best.precision.name} needs {more / MIB:,.0f} MiB more memory than {base.precision.name} "
+        f"({best.memory.peak_allocated / MIB:,.0f} MiB, not {base.memory.peak_allocated / MIB:,.0f} MiB): {why}"
+    ]
 
 
 def advice(plan: Plan) -> list[str]:
@@ -164,4 +187,7 @@ def advice(plan: Plan) -> list[str]:
         found.append((0.0, f"{times} a step the host waits for a number (.item()): ask less often"))
     if plan.memory.fits is False:
         found.append((total, "the step does not fit: a smaller batch, activation checkpointing, or sharded states"))
+    kept = kept_activation(plan.run, plan.memory)
+    if kept is not None:
+        found.append((0.0, kept.sentence))
     return [text for _, text in sorted(found, key=lambda pair: -pair[0])]
