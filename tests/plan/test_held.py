@@ -119,7 +119,7 @@ def remembers_outputs_of_a_cache() -> None:
 
 def _run(program: Callable[[], None], precision: Precision) -> GhostRun:
     recording, recorder = Recording("H100"), Recorder(has_ranges=False)
-    with recording.within(recorder), in_precision(precision), recorder:
+    with in_precision(precision), recording.within(recorder), recorder:
         program()
     return recording.run(recorder.trace())
 

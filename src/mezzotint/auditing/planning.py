@@ -36,7 +36,7 @@ def run_on_ghost(
 
     @contextmanager
     def within(recorder: Recorder) -> Iterator[None]:
-        with recording.within(recorder), in_precision(precision):
+        with in_precision(precision), recording.within(recorder):  # the switches are read before they are put back
             yield
 
     outcome = run_target(
