@@ -39,7 +39,7 @@ $(VENV)/.browser: $(VENV)/.dev
 
 # One thread a process: two OpenMP teams on two cores wait for each other far longer than they compute.
 test: $(VENV)/.dev $(VENV)/.browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Another torch has an environment of its own, of about 6 GB. PIP_CONSTRAINT replaces constraints that a machine sets.
 TORCH ?= 2.15.0
@@ -55,7 +55,7 @@ $(OTHER)/.dev: pyproject.toml constraints.txt
 	@touch $@
 
 test-torch: $(OTHER)/.dev
-	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
