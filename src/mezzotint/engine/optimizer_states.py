@@ -96,8 +96,8 @@ class Trial:
         for tensor, before in self._weights:
             tensor.copy_(before)
         for optimizer, groups, states in zip(self._optimizers, self._groups, self._states, strict=True):
-            for group, before in zip(optimizer.param_groups, groups, strict=True):
-                group.update(before)
+            for group, settings in zip(optimizer.param_groups, groups, strict=True):
+                group.update(settings)
             for parameter in list(optimizer.state):
                 if parameter not in states:
                     del optimizer.state[parameter]

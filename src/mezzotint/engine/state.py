@@ -218,17 +218,17 @@ class _Before:
             for tensor, values in self._tensors:
                 tensor.copy_(values)
         for optimizer, groups, settings, state, entries in self._optimizers:
-            for group, values in zip(groups, settings, strict=True):
+            for group, entry in zip(groups, settings, strict=True):
                 group.clear()
-                group.update(values)
+                group.update(entry)
             state.clear()
             state.update(entries)
             optimizer.param_groups, optimizer.state = groups, state
         for scheduler, attributes in self._schedulers:
             vars(scheduler).clear()
             vars(scheduler).update(attributes)
-        for part, settings in zip(self._parts, self._settings, strict=True):
-            part.restore_counters(settings)
+        for part, counters in zip(self._parts, self._settings, strict=True):
+            part.restore_counters(counters)
 
 
 def _check_model(name: str, module: nn.Module, state: Mapping[str, Any]) -> None:
