@@ -1,5 +1,6 @@
 # make demo   train a language model in float32 and in mixed precision, in pairs, and give a verdict
 # make test   the whole test suite
+# make fuzz   hostile inputs of all kinds for an hour; MINUTES=5 for less
 # make check  style, types, import floors
 # make test-torch TORCH=2.15.0   the suite's fast half with another torch, in an environment of its own
 PYTHON ?= python3
@@ -56,6 +57,9 @@ $(OTHER)/.dev: pyproject.toml constraints.txt
 
 test-torch: $(OTHER)/.dev
 	OMP_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+fuzz: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/campaign.py --minutes $(MINUTES)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
