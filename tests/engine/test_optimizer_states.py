@@ -112,3 +112,27 @@ def test_a_step_taken_back_leaves_the_continued_run_as_it_was():
             update(model, engine)
             runs.append([p.detach().clone() for p in model.parameters()])
         assert same(*runs)
+
+
+@pytest.mark.parametrize("number", [3.4e38, -3.4e38, 1e30])
+@pytest.mark.parametrize("name", [*SQUARING, "Adamax"])
+def test_a_huge_finite_state_never_makes_a_weight_infinite(name, number):
+    model, optimizer, engine = build(name, "float32")
+    assert update(model, engine).stepped
+    weight = next(model.parameters())
+    for key in [key for key, value in optimizer.state[weight].items() if value.dim()]:
+        optimizer.state[weight][key][0, 0] = number
+        before = numbers(model, optimizer)
+        result = update(model, engine)
+        assert result.stepped or same(numbers(model, optimizer), before)
+        assert all(bool(one.isfinite().all()) for one in numbers(model, optimizer))
+        optimizer.state[weight][key][0, 0] = 1.0
+
+
+def test_a_huge_weight_does_not_ruin_others_through_a_norm():
+    model, optimizer, engine = build("Adafactor", "float32")
+    with torch.no_grad():
+        model[1].weight[0, 0] = 1e22
+    before = numbers(model, optimizer)
+    assert not update(model, engine).stepped
+    assert same(numbers(model, optimizer), before)

@@ -30,7 +30,15 @@ from mezzotint.engine.forward import Float32Losses, ForwardContext
 from mezzotint.engine.gradients import GradientReport, nonfinite_parameters, prepare_gradients
 from mezzotint.engine.installed import Installed, check_free, forget, register
 from mezzotint.engine.lane import Lane
-from mezzotint.engine.optimizer_states import LARGEST_SAFE_NORM, Trial, find_nonfinite, states_of
+from mezzotint.engine.optimizer_states import (
+    LARGEST_SAFE_NORM,
+    Trial,
+    find_nonfinite,
+    norm_of,
+    scales_by_weights,
+    states_of,
+    takes_root_of_difference,
+)
 from mezzotint.engine.products import RoundedProducts
 from mezzotint.engine.result import Outcome, StepResult
 from mezzotint.engine.setup import check_numbers, check_optimizers, check_schedulers, decide_policy, model_device, named
@@ -277,7 +285,7 @@ class Engine:
             for part in parts:
                 part.close(stepped=False)
             raise EngineError(self._why_unreached())
-        poisoned = self._find_poisoned(lane, parts)
+        poisoned, states_norm = self._find_poisoned(lane, parts)
         if poisoned:
             self._end_update(lane, parts, stepped=False)
             raise NonFiniteError(poisoned, tensors=())
@@ -288,7 +296,10 @@ class Engine:
             max_norm=self.max_grad_norm,
         )
         difference = self._compare(lane, report)
-        damage = self._step_optimizers(lane, parts, report) if report.are_finite and not difference else None
+        damage = None
+        if report.are_finite and not difference:
+            norm = report.norm if self.max_grad_norm is None else min(report.norm, self.max_grad_norm)
+            damage = self._step_optimizers(lane, parts, max(norm, states_norm))
         nonfinite = () if report.are_finite else self._blame(parameters)
         stepped = report.are_finite and not difference and damage is None
         self._end_update(lane, parts, stepped=stepped)
@@ -311,24 +322,33 @@ class Engine:
         self._check_overlap(lane)
         self._drop_gradients(lane)
 
-    def _find_poisoned(self, lane: Lane, parts: Sequence[ShadowedWeights]) -> str:
-        """Look for NaN and infinity in the states that the step is about to use; return what to say, or nothing."""
+    def _find_poisoned(self, lane: Lane, parts: Sequence[ShadowedWeights]) -> tuple[str, float]:
+        """Look for NaN and infinity in the states that the step is about to use.
+
+        Returns what to say, or nothing, and the norm of the states (of the weights too, where the step scales by it).
+        """
         states = [state for name in lane.optimizers for state in states_of(self.optimizers[name])]
-        found = find_nonfinite([*states, *(state for part in parts for state in part.compensations())])
+        states += [state for part in parts for state in part.compensations()]
+        norm = norm_of(tensor for _, _, tensor in states)
+        found = find_nonfinite(states) if norm == math.inf else None
         if found is None:
-            return ""
+            if any(scales_by_weights(self.optimizers[name]) for name in lane.optimizers):
+                norm = max(norm, norm_of(parameter.detach() for parameter in self._stepped_parameters(lane)))
+            if any(takes_root_of_difference(self.optimizers[name]) for name in lane.optimizers):
+                norm = math.inf  # no size of its states is safe
+            return "", norm
         name = self._name_of(found[0])
         return (
             f"the optimizer state {found[1]} of {name} holds NaN or infinity before step {self._steps + 1}, and the "
             f"step would write it into the weights, which are as they were after step {self._steps}; load a checkpoint "
             "or delete this parameter's entry from the optimizer's state to start it anew"
-        )
+        ), norm
 
-    def _step_optimizers(
-        self, lane: Lane, parts: Sequence[ShadowedWeights], report: GradientReport
-    ) -> tuple[str, str] | None:
-        """Step; return a parameter and what its state would have become, where the step had to be taken back."""
-        norm = report.norm if self.max_grad_norm is None else min(report.norm, self.max_grad_norm)
+    def _step_optimizers(self, lane: Lane, parts: Sequence[ShadowedWeights], norm: float) -> tuple[str, str] | None:
+        """Step; return a parameter and what its state would have become, where the step had to be taken back.
+
+        `norm` is the largest of the norms of what the step reads.
+        """
         optimizers = [self.optimizers[name] for name in lane.optimizers]
         trial = None
         if norm > LARGEST_SAFE_NORM:
@@ -343,7 +363,10 @@ class Engine:
             part.note_versions()
         name = "a parameter" if damage[0] is None else self._name_of(damage[0])
         what = f"its optimizer state {damage[1]}" if damage[1] else "the weight itself"
-        return name, f"the gradient of {name} is finite but so large that {what} would become infinite or NaN"
+        return name, (
+            f"the gradient, optimizer state or weight of {name} is finite, but so large that {what} would become "
+            "infinite or NaN"
+        )
 
     def _end_update(self, lane: Lane, parts: Sequence[ShadowedWeights], *, stepped: bool) -> None:
         for part in parts:

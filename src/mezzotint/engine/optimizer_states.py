@@ -2,17 +2,18 @@
 
 A moment that is not finite never recovers: NaN spreads to its weight at the next step, and an infinite second moment
 divides every later update to zero. So the states of an update are read before its step, all with one reduction. A
-finite gradient whose square leaves float32 would make such a state; a step on gradients that large is tried, and taken
-back where it leaves a state or a weight that is not finite.
+finite gradient whose square leaves float32 would make such a state, and a huge finite state an infinite weight; a step
+on gradients or states that large is tried, and taken back where it leaves a state or a weight that is not finite.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
-from torch.optim import Optimizer
+from torch.optim import Adafactor, Optimizer
 
 # Above this norm a step is tried first. Squares of smaller gradients stay 8 digits below the end of float32, so that
 # sums of squares over 10^8 steps, as Adagrad keeps them, stay within it too.
@@ -34,15 +35,29 @@ def states_of(optimizer: Optimizer) -> list[State]:
     ]
 
 
-def find_nonfinite(states: Sequence[State]) -> State | None:
-    """Return the first state that holds NaN or infinity; None where all are finite. One number read per device."""
+def norm_of(tensors: Iterable[Tensor]) -> float:
+    """Return the largest 2-norm of the tensors of a device, the fastest reduction that NaN and infinity survive.
+
+    NaN counts as infinity. One number is read per device.
+    """
     by_device: dict[torch.device, list[Tensor]] = {}
-    for _, _, tensor in states:
+    for tensor in tensors:
         by_device.setdefault(tensor.device, []).append(tensor)
-    # a 2-norm is the fastest reduction that NaN and infinity survive; where it overflows, each state is looked at
-    if all(bool(get_total_norm(tensors).isfinite()) for tensors in by_device.values()):
+    norms = [float(get_total_norm(of_device)) for of_device in by_device.values()]
+    return max((math.inf if math.isnan(norm) else norm for norm in norms), default=0.0)
+
+
+def find_nonfinite(states: Sequence[State]) -> State | None:
+    """Return the first state that holds NaN or infinity; None where all are finite."""
+    if norm_of(tensor for _, _, tensor in states) < math.inf:
         return None
+    # a norm may overflow by itself
     return next((state for state in states if not bool(state[2].isfinite().all())), None)
+
+
+def scales_by_weights(optimizer: Optimizer) -> bool:
+    """Return whether a step may be proportional to a norm of the weights, so that one huge weight ruins the others."""
+    return isinstance(optimizer, Adafactor) or not type(optimizer).__module__.startswith("torch.optim")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -66,8 +81,13 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
+def takes_root_of_difference(optimizer: Optimizer) -> bool:
+    """Return whether a step takes the root of a difference, which rounding makes negative: centered RMSprop's."""
+    return any(group.get("centered", False) for group in optimizer.param_groups)
+
+
 class Trial:
-    """What a step on very large gradients would change, copied before it, so that the step can be taken back."""
+    """What a step on very large numbers would change, copied before it, so that the step can be taken back."""
 
     def __init__(self, optimizers: Sequence[Optimizer], weights: Sequence[Tensor]) -> None:
         self._optimizers = optimizers
@@ -86,7 +106,7 @@ class Trial:
             if found is not None:
                 return found[0], found[1]
         for tensor, before in self._weights:
-            if not bool(tensor.isfinite().all()) and bool(before.isfinite().all()):
+            if bool((before.isfinite() & ~tensor.isfinite()).any()):
                 return (tensor if isinstance(tensor, nn.Parameter) else None), ""
         return None
 
