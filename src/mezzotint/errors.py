@@ -19,6 +19,7 @@
 A message names the value, the limit and the fix, in one sentence where that is possible.
 """
 
+import sys
 import traceback
 from pathlib import Path
 
@@ -106,14 +107,26 @@ def shortened(value: object, limit: int = 200) -> str:
     return text[: limit - len(end)] + end
 
 
+def is_machinery(filename: str) -> bool:
+    """Whether a frame's file is PyTorch's, this package's, or none (frozen modules, compiled strings)."""
+    torch = getattr(sys.modules.get("torch"), "__file__", None)
+    return filename.startswith((_OURS, "<")) or (
+        torch is not None and filename.startswith(str(torch).rpartition("/")[0] + "/")
+    )
+
+
 def place_of(error: BaseException) -> str | None:
-    """Return the line of the user's program that an error came from, None where there is no line at all."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]
-    own = [
+    """Return the line of the user's program that an error came from, a library's where no line of the user's is in it.
+
+    None where there are only lines of PyTorch, of Python's own library and of this package.
+    """
+    frames = [
         frame
-        for frame in frames
-        if not any(part in frame.filename for part in ("/torch/", "-packages/", STANDARD_LIBRARY))
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not is_machinery(frame.filename)
+        and ("-packages/" in frame.filename or not frame.filename.startswith(STANDARD_LIBRARY))
     ]
+    own = [frame for frame in frames if "-packages/" not in frame.filename]
     found = (own or frames)[-1] if frames else None
     return f"{found.filename}:{found.lineno}" if found is not None else None
 

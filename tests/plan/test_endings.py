@@ -38,6 +38,13 @@ def plan_of(folder: Path, text: str, steps: int = 2) -> Plan:
         ("import argparse\nargparse.ArgumentParser().parse_args(['x'])\n", r"sys.exit\(2\) at .*train.py:2"),
         ("import flash_attn_of_nobody\n", "No module named .* at .*train.py:1; install it, or plan the path without"),
         ("import os\nos.environ['LOCAL_RANK']\n", "expects torchrun; set RANK=0 LOCAL_RANK=0 WORLD_SIZE=1"),
+        ("raise FileNotFoundError(2, 'No such file', '/cuda/bin/nvcc')\n", "runs no custom CUDA kernels"),
+        (
+            "from torch.utils.cpp_extension import load\nraise OSError('CUDA_HOME is mentioned')\n",
+            "mentioned at [^;]*$",
+        ),
+        ("raise ValueError(\"'RANK'\")\n", "'RANK' at [^;]*$"),
+        ("import torch\ntorch.nn.Linear(2, 2)(torch.ones(3))\n", r"RuntimeError: .* at \S*train.py:2$"),
         ("x = 1 / 0\n", "ZeroDivisionError: division by zero at .*train.py:1"),
         (HEAD, "no torch optimizer stepped"),
     ],
@@ -46,6 +53,24 @@ def test_nothing_to_plan(tmp_path: Path, text: str, message: str, monkeypatch: p
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(PlanError, match=message):
         plan_of(tmp_path, text)
+
+
+def test_what_torch_says_of_a_missing_driver_is_asked_of_torch(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.device(0)
+    with pytest.raises(PlanError, match=r"a ghost GPU has none"):
+        plan_of(tmp_path, f"raise RuntimeError({str(raised.value)!r})\n")
+
+
+@pytest.mark.parametrize("folder", ["torch", "mezzotint", "plain"])
+def test_a_line_of_the_user_is_shown_whatever_the_folder_is_called(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir()
+    with pytest.raises(PlanError, match=rf"{folder}/train.py:2"):
+        plan_of(tmp_path / folder, "import torch\ntorch.ones(2) @ torch.ones(3)\n")
+    plan = plan_of(
+        tmp_path / folder, f"{HEAD}\nfor _ in range(3):\n    step()\n    torch.ones(1).cuda().sum().mul(3).item()\n"
+    )
+    assert all(path.endswith(f"{folder}/train.py") for path, _, _ in plan.run.assumed)
 
 
 def test_an_early_end_is_told(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """Running somebody's training script on a ghost GPU, once for each card and precision, and planning each run."""
 
 import os
+import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from mezzotint.auditing.script import Ending, Outcome, Target, run_target
 from mezzotint.errors import PlanError
@@ -14,6 +18,7 @@ from mezzotint.hardware.gpus import find_gpu
 from mezzotint.plan.plan import EMULATED, Plan, emulates_bfloat16, make_plan
 from mezzotint.plan.precision import AS_WRITTEN, Precision, in_precision
 from mezzotint.plan.recording import GhostRun, Recording
+from mezzotint.torch_internals.fake import is_cuda_build
 from mezzotint.trace.recorder import Recorder
 
 
@@ -132,17 +137,45 @@ def _is_same_run(known: Precision, wanted: Precision) -> bool:
     return not known.is_as_written and known.dtype == wanted.dtype and known.has_tf32 == wanted.has_tf32
 
 
-_HINTS = (
-    ("ModuleNotFoundError", "install it, or plan the path without it: a ghost GPU runs no CUDA kernels of libraries"),
-    ("CUDA_HOME", "a ghost GPU runs no custom CUDA kernels; plan the path without them"),
-    ("nvcc", "a ghost GPU runs no custom CUDA kernels; plan the path without them"),
-    ("_RANK'", "it expects torchrun; set RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 in front of the command"),
-    ("'RANK'", "it expects torchrun; set RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 in front of the command"),
-    ("'WORLD_SIZE'", "it expects torchrun; set RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 in front of the command"),
-    ("Cannot access accelerator", "C++ asks for the driver there (FSDP, torch.device(0)), and a ghost GPU has none"),
-    ("Torch not compiled with CUDA", "C++ asks for the driver there, and a ghost GPU has none"),
-)
-"""What to do about errors that a script meets on a ghost GPU, by a part of their text."""
+_RANKS = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"})
+
+
+def _hint(error: Exception | None) -> str:
+    """Say what to do about an error that a script met on a ghost GPU, by its type and the code that raised it."""
+    if error is None:
+        return ""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    found = ""
+    if isinstance(error, ModuleNotFoundError):
+        found = "install it, or plan the path without it: a ghost GPU runs no CUDA kernels of libraries"
+    elif _is_about_compilers(error) or (files and files[-1].endswith("/torch/utils/cpp_extension.py")):
+        found = "a ghost GPU runs no custom CUDA kernels; plan the path without them"
+    elif isinstance(error, KeyError) and error.args and error.args[0] in _RANKS:
+        found = "it expects torchrun; set RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 in front of the command"
+    elif not is_cuda_build() and str(error) in _driver_errors():
+        found = "C++ asks for the driver there (FSDP, torch.device(0)), and a ghost GPU has none"
+    return f"; {found}" if found else ""
+
+
+def _is_about_compilers(error: Exception) -> bool:
+    """Whether a script looked for CUDA's compiler and did not find it."""
+    if isinstance(error, subprocess.CalledProcessError):
+        words = [error.cmd] if isinstance(error.cmd, str) else [str(word) for word in error.cmd or ()]
+        return any(Path(word.split()[0]).name == "nvcc" for word in words[:1] if word.split())
+    if isinstance(error, FileNotFoundError):
+        return Path(str(error.filename or "")).name == "nvcc"
+    return isinstance(error, KeyError) and error.args[:1] in (("CUDA_HOME",), ("CUDA_PATH",))
+
+
+def _driver_errors() -> set[str]:
+    """Return what this build of torch, which has no CUDA, says where C++ asks for the driver."""
+    found = set()
+    for ask in (lambda: torch.device(0), lambda: torch.zeros(1, device="cuda")):
+        try:
+            ask()
+        except (RuntimeError, AssertionError) as error:
+            found.add(str(error))
+    return found
 
 
 def _nothing_to_plan(target: Target, outcome: Outcome) -> str:
@@ -150,8 +183,7 @@ def _nothing_to_plan(target: Target, outcome: Outcome) -> str:
         where = f" at {outcome.place}" if outcome.place else ""
         return f"{target} called sys.exit({outcome.text}){where} before a training step on the ghost GPU"
     if outcome.text is not None:
-        hint = next((f"; {text}" for part, text in _HINTS if part in outcome.text), "")
-        return f"{target} ended before a training step on the ghost GPU: {outcome.text}{hint}"
+        return f"{target} ended before a training step on the ghost GPU: {outcome.text}{_hint(outcome.error)}"
     backwards = sum(event.name == "backward" for event in outcome.trace.events)
     return (
         f"{target} ended without a training step: {len(outcome.trace.operations)} operations and {backwards} backward "

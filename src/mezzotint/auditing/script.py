@@ -61,13 +61,17 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What was recorded, and how the script ended; `text` is the error or exit code in words, `place` its line."""
+    """What was recorded, and how the script ended.
+
+    `text` is the error or exit code in words, `place` its line, `error` the exception that the script raised.
+    """
 
     trace: Trace
     ending: Ending
     text: str | None
     place: str | None = None
     is_child: bool = False
+    error: Exception | None = None
 
 
 def parse_target(script: str, arguments: Sequence[str], *, is_module: bool) -> Target:
@@ -108,6 +112,7 @@ def run_target(
     assert isinstance(run, FunctionType)
     recorder.begin_places_at(run.__code__)
     ending, text, place = Ending.END, None, None
+    raised: Exception | None = None
     with _as_main(target), _counting_processes(recorder):
         try:
             with within(recorder) if within is not None else nullcontext(), recorder:
@@ -121,11 +126,11 @@ def run_target(
         except KeyboardInterrupt:
             ending = Ending.INTERRUPT
         except Exception as error:
-            ending, text, place = Ending.ERROR, described(error), place_of(error)
+            ending, text, place, raised = Ending.ERROR, described(error), place_of(error), error
     trace = recorder.trace()
     trace.command = str(target)
     trace.steps[:] = recorder.rounds.merged(trace.steps) if is_in_rounds else trace.steps
-    return Outcome(trace=trace, ending=ending, text=text, place=place, is_child=os.getpid() != process)
+    return Outcome(trace=trace, ending=ending, text=text, place=place, is_child=os.getpid() != process, error=raised)
 
 
 class _Stopper(Recorder):

@@ -109,8 +109,13 @@ def _arrived(
         except _CallSeenError:
             floats = {one.dtype for one in catch.leaves if isinstance(one, Tensor) and one.is_floating_point()}
             return floats, {one for one in catch.leaves if isinstance(one, torch.dtype)}
-        except RuntimeError as error:
-            return Rule.ERROR if "unsafe to autocast" in str(error) else Rule.UNKNOWN
+        except RuntimeError:  # of autocast where the same call arrives without it, else of these arguments
+            try:
+                op(*arguments)
+            except _CallSeenError:
+                return Rule.ERROR
+            except RuntimeError:
+                return Rule.UNKNOWN
     return Rule.UNKNOWN
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.errors import STANDARD_LIBRARY, GhostError
+from mezzotint.errors import STANDARD_LIBRARY, GhostError, is_machinery
 from mezzotint.ghost.twins import twin_of
 from mezzotint.torch_internals.dispatch import disable_torch_dispatch, disable_torch_function
 
@@ -110,7 +110,7 @@ def user_frame(frame: FrameType | None) -> FrameType | None:
     fallback = None
     while frame is not None:
         path = frame.f_code.co_filename
-        if "/torch/" not in path and "/mezzotint/" not in path and not path.startswith("<"):
+        if not is_machinery(path):
             if "-packages/" not in path and not path.startswith(STANDARD_LIBRARY):
                 return frame
             fallback = fallback or frame

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mezzotint.ghost.owners import GRADIENTS
 from mezzotint.plan.memory import MIB, MemoryPlan, backward_starts
 from mezzotint.plan.recording import GhostRun
+from mezzotint.trace.places import user_line
 from mezzotint.trace.record import LOW_PRECISION, Call, Kind, Operation, Phase
 
 _SHARE = 100  # what is less than a hundredth of the peak is not worth a sentence
@@ -35,7 +36,7 @@ class Kept:
     @property
     def sentence(self) -> str:
         """What is held, from which line, and what to do."""
-        line = self.call.line
+        line = user_line(self.call.site)
         place = f" at {line.path}:{line.line}" if line is not None else ""
         return (
             f"a tensor of {self.nbytes / MIB:,.0f} MiB made by {self.call.name}{place} is held at the peak although "

@@ -11,6 +11,7 @@ from mezzotint.trace.record import LOW_PRECISION, Event, Operation, Phase, Updat
 _MANY = 0.25
 _MOST = 0.5
 _LONG_SUM = 8  # additions to 8 significant bits, after which the last one has lost 3 of its own
+_UPDATES = ("addcdiv_", "add_", "sub_", "_fused_adam", "_fused_sgd", "_fused_adagrad")  # in place, by an optimizer
 _SUMS = frozenset({"add_", "add", "_foreach_add_"})
 
 
@@ -29,6 +30,7 @@ def _lost_weights(view: TraceView) -> Iterator[Finding]:
     steps = [one for one in found if not one.op.endswith(("mul_.Tensor", "mul_.Scalar"))] or found
     count = sum(one.count for one in steps)
     if not count:
+        yield from _unmeasured_updates(view, compensated)
         return
     lost = sum(one.lost for one in steps)
     worst = _worst_first(steps)[0]
@@ -49,6 +51,35 @@ def _lost_weights(view: TraceView) -> Iterator[Finding]:
             "dtype": worst.dtype,
             "weights": {one.name: round(one.share_lost, 4) for one in _worst_first(steps)[:8]},
         },
+    )
+
+
+def _unmeasured_updates(view: TraceView, compensated: set[str]) -> Iterator[Finding]:
+    """Updates that are rounded to nearest in a low-precision weight, on a simulated GPU, which has no numbers."""
+    if not str(view.trace.facts.get("device", "")).startswith("ghost"):
+        return
+    names = {parameter_producer(one.index): one.name for one in view.trace.parameters}
+    found: dict[str, tuple[str, Operation]] = {}
+    for operation in view.trace.operations:
+        call = operation.call
+        if call.phase is not Phase.OPTIMIZER or not call.name.removeprefix("_foreach_").startswith(_UPDATES):
+            continue
+        for producer, meta in zip(operation.producers, call.inputs, strict=False):
+            name = names.get(producer)
+            if name is not None and meta.is_low and name not in compensated:
+                found.setdefault(name, (meta.dtype, operation))
+    if not found:
+        return
+    dtype, operation = next(iter(found.values()))
+    yield view.finding(
+        LOST_UPDATES.code,
+        Severity.WARNING,
+        f"{len(found)} {dtype} weights are updated in {dtype} and rounded to nearest: small updates change nothing; "
+        "how many do so cannot be said without numbers",
+        operation=operation,
+        advice="keep float32 weights and let autocast lower the operations, or use stochastic rounding or Kahan "
+        "compensation: mz.Engine(policy='bf16-stochastic')",
+        evidence={"dtype": dtype, "weights": list(found)[:8]},
     )
 
 
