@@ -62,9 +62,8 @@ def _unmeasured_updates(view: TraceView, compensated: set[str]) -> Iterator[Find
     found: dict[str, tuple[str, Operation]] = {}
     for operation in view.trace.operations:
         call = operation.call
-        if call.phase is not Phase.OPTIMIZER or not call.name.removeprefix("_foreach_").startswith(_UPDATES):
-            continue
-        for producer, meta in zip(operation.producers, call.inputs, strict=False):
+        is_update = call.phase is Phase.OPTIMIZER and call.name.removeprefix("_foreach_").startswith(_UPDATES)
+        for producer, meta in zip(operation.producers, call.inputs if is_update else (), strict=False):
             name = names.get(producer)
             if name is not None and meta.is_low and name not in compensated:
                 found.setdefault(name, (meta.dtype, operation))
