@@ -340,3 +340,260 @@ def bad_mz202_by_logsumexp() -> Step:
 
 def good_mz202_by_logsumexp() -> Step:
     return _ctc(torch.float32)
+
+
+# grids
+
+
+def _gridded(lines_of) -> Step:
+    """Return a step that samples at positions which `lines_of` makes."""
+    return trained(lambda net: net(data()).float().square().mean() + lines_of().float().square().mean())
+
+
+def bad_mz271() -> Step:
+    return _gridded(lambda: torch.linspace(-1, 1, 512, dtype=torch.bfloat16))
+
+
+def bad_mz271_fractions() -> Step:
+    return _gridded(lambda: torch.arange(0, 1, 1 / 1000, dtype=torch.bfloat16))
+
+
+def bad_mz271_cast() -> Step:
+    return _gridded(lambda: (torch.arange(1000) / 1000).to(torch.bfloat16).view(10, 100))
+
+
+def bad_mz271_times() -> Step:
+    return _gridded(lambda: torch.linspace(0, 1, 5000).half())
+
+
+def bad_mz271_affine() -> Step:
+    theta = torch.eye(2, 3, dtype=torch.bfloat16)[None]
+    return _gridded(lambda: F.affine_grid(theta, [1, 1, 640, 640], align_corners=False))
+
+
+def bad_mz271_meshgrid() -> Step:
+    def lines() -> Tensor:
+        xs, ys = torch.meshgrid(torch.linspace(0, 1, 700), torch.linspace(0, 1, 700), indexing="ij")
+        return xs.to(torch.bfloat16) + ys.to(torch.bfloat16)
+
+    return _gridded(lines)
+
+
+def good_mz271() -> Step:
+    return _gridded(lambda: torch.linspace(-1, 1, 512))
+
+
+def good_mz271_few() -> Step:
+    return _gridded(lambda: torch.linspace(0, 0.1, 12, dtype=torch.bfloat16))
+
+
+def good_mz271_exact() -> Step:
+    return _gridded(lambda: (torch.arange(0, 256, 2) / 256).to(torch.bfloat16))
+
+
+def good_mz271_sines() -> Step:
+    return _gridded(lambda: torch.outer(torch.arange(900.0), torch.rand(4)).sin().to(torch.bfloat16))
+
+
+def good_mz271_inputs_of_a_network() -> Step:
+    x = torch.linspace(-1, 1, 1000).view(-1, 1).expand(-1, 8)
+    return trained(lambda net: net(x).float().square().mean())
+
+
+# decisions
+
+
+def _routed(choose) -> Step:
+    torch.manual_seed(0)
+    gate, experts = nn.Linear(8, 32, bias=False), nn.Parameter(torch.randn(32, 8))
+    nn.init.normal_(gate.weight, std=0.01)
+    optimizer = torch.optim.SGD([*gate.parameters(), experts], lr=0.01)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        scores = gate(data(128))
+        loss = choose(scores, experts).float().square().mean()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def bad_mz272() -> Step:
+    def choose(scores: Tensor, experts: Tensor) -> Tensor:
+        weight, chosen = scores.softmax(-1).to(torch.bfloat16).topk(4)
+        return weight[..., None].float() * experts[chosen]
+
+    return _routed(choose)
+
+
+def bad_mz272_argmax() -> Step:
+    def choose(scores: Tensor, experts: Tensor) -> Tensor:
+        chosen = torch.sigmoid(scores.to(torch.bfloat16)).argmax(-1)
+        return experts[chosen] * scores.mean()
+
+    return _routed(choose)
+
+
+def bad_mz272_sort() -> Step:
+    def choose(scores: Tensor, experts: Tensor) -> Tensor:
+        order = scores.softmax(-1).half().sort(dim=-1, descending=True).indices[:, :2]
+        return experts[order].sum(1) * scores.mean()
+
+    return _routed(choose)
+
+
+def bad_mz272_nearest() -> Step:
+    """The nearest entry of a code book, by distances that were rounded."""
+
+    def choose(scores: Tensor, experts: Tensor) -> Tensor:
+        distances = (scores[:, None, :8] - experts[None] * 0.01).square().sum(-1) + 1
+        return experts[distances.to(torch.bfloat16).argmin(-1)] * scores.mean()
+
+    return _routed(choose)
+
+
+def bad_mz272_threshold() -> Step:
+    def choose(scores: Tensor, experts: Tensor) -> Tensor:
+        probabilities = torch.sigmoid(scores).to(torch.bfloat16)
+        return scores * (probabilities > 0.5 + 1e-3)
+
+    return _routed(choose)
+
+
+def good_mz272() -> Step:
+    def choose(scores: Tensor, experts: Tensor) -> Tensor:
+        weight, chosen = scores.softmax(-1).topk(4)
+        return weight.to(torch.bfloat16)[..., None].float() * experts[chosen]
+
+    return _routed(choose)
+
+
+def good_mz272_accuracy() -> Step:
+    """Figures for a log."""
+
+    def choose(scores: Tensor, experts: Tensor) -> Tensor:
+        labels = torch.zeros(128, dtype=torch.int64)
+        rounded = scores.softmax(-1).to(torch.bfloat16)
+        with torch.no_grad():
+            (rounded.argmax(-1) == labels).float().mean().item()
+            (rounded.topk(3).indices == labels[:, None]).any(-1).float().mean().item()
+        return scores
+
+    return _routed(choose)
+
+
+def good_mz272_clear_choice() -> Step:
+    def choose(scores: Tensor, experts: Tensor) -> Tensor:
+        clear = torch.zeros_like(scores).scatter(1, torch.arange(128)[:, None] % 32, 1.0)
+        return experts[clear.to(torch.bfloat16).argmax(-1)] * scores.mean()
+
+    return _routed(choose)
+
+
+def good_mz272_sampled() -> Step:
+    def choose(scores: Tensor, experts: Tensor) -> Tensor:
+        with torch.no_grad(), brain():
+            token = torch.multinomial((scores @ torch.ones(32, 32)).softmax(-1), 1)
+        return experts[token[:, 0]] * scores.mean()
+
+    return _routed(choose)
+
+
+def good_mz272_relu() -> Step:
+    def choose(scores: Tensor, experts: Tensor) -> Tensor:
+        rounded = scores.to(torch.bfloat16)
+        return scores * (rounded > 0)
+
+    return _routed(choose)
+
+
+# cancellation
+
+
+def _subtracted(compute, dtype: torch.dtype, **options) -> Step:
+    def loss(net: nn.Module) -> Tensor:
+        h = net(data(64))
+        return h.float().square().mean() + 1e-3 * compute(h.float(), dtype).float().square().mean()
+
+    return trained(loss, **options)
+
+
+def _window_sums(h: Tensor, dtype: torch.dtype) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        totals = (h.detach() + 2).to(dtype).cumsum(0)
+    return totals[1:] - totals[:-1]
+
+
+def _distances(h: Tensor, dtype: torch.dtype) -> Tensor:
+    a, b = (h + 5).to(dtype), (h.flip(0) + 5).to(dtype)
+    with torch.autocast("cpu", enabled=False):
+        return (a * a).sum(-1)[:, None] + (b * b).sum(-1)[None] - 2 * (a @ b.t())
+
+
+def _cdist(h: Tensor, dtype: torch.dtype) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        a, b = (h + 5).to(dtype), (h.flip(0) * 1.1 + 5).to(dtype)
+        return torch.cdist(a[:40], b[1:30], compute_mode="use_mm_for_euclid_dist")
+
+
+def _centred(h: Tensor, dtype: torch.dtype) -> Tensor:
+    h = (h * 0.2 + 30).to(dtype)
+    return h - h.mean(0)
+
+
+def _times(h: Tensor, dtype: torch.dtype) -> Tensor:
+    return (h + 1000).to(dtype) - torch.full((64, 4), 1000.5).to(dtype)
+
+
+def bad_mz273() -> Step:
+    return _subtracted(_window_sums, torch.bfloat16)
+
+
+def bad_mz273_distances() -> Step:
+    return _subtracted(_distances, torch.bfloat16)
+
+
+def bad_mz273_cdist() -> Step:
+    return _subtracted(_cdist, torch.bfloat16)
+
+
+def bad_mz273_centred() -> Step:
+    return _subtracted(_centred, torch.bfloat16)
+
+
+def bad_mz273_timestamps() -> Step:
+    return _subtracted(_times, torch.bfloat16)
+
+
+def good_mz273() -> Step:
+    return _subtracted(_window_sums, torch.float32)
+
+
+def good_mz273_distances() -> Step:
+    return _subtracted(_distances, torch.float32)
+
+
+def good_mz273_centred() -> Step:
+    return _subtracted(_centred, torch.float32)
+
+
+def good_mz273_residual() -> Step:
+    return trained(lambda net: (net(data()) - data()[:, :4].to(torch.bfloat16)).float().square().mean())
+
+
+def good_mz273_straight_through() -> Step:
+    def loss(net: nn.Module) -> Tensor:
+        h = net(data())
+        return (h + (h.round() - h).detach()).float().square().mean()
+
+    return trained(loss)
+
+
+def good_mz273_softmax_by_hand() -> Step:
+    def loss(net: nn.Module) -> Tensor:
+        h = net(data())
+        e = (h - h.amax(-1, keepdim=True)).exp()
+        return (e / e.sum(-1, keepdim=True)).float().square().mean()
+
+    return trained(loss)

@@ -23,6 +23,7 @@ from mezzotint.trace.lanes import NOWHERE, Lane, Lanes, Place
 from mezzotint.trace.module_names import ModuleNames
 from mezzotint.trace.ranges import Ranges, TensorRange
 from mezzotint.trace.record import FLOATING, UNKNOWN, Call, Kind, Phase, TensorMeta
+from mezzotint.trace.replays import Replays
 from mezzotint.trace.sites import Sites
 from mezzotint.trace.traits import Traits, flops_of, traits_of
 from mezzotint.trace.updates import REPLACING, Updates
@@ -142,6 +143,7 @@ class Tape:
         self.ranges = Ranges() if has_ranges else None
         self.births = Births()
         self.updates = Updates(self)
+        self.replays = Replays()
         self.step = 0
         self.graph_depth = 0  # backward passes under way that build a graph themselves
         self.entries: list[Entry] = []
@@ -242,15 +244,25 @@ class Tape:
             self.stop()
         self._note_addresses(index, outputs, is_new=not traits.written and not traits.is_view)
         if self.ranges is not None:
-            for t, found in zip(outputs, entry.ranges, strict=False):
-                if found is None:
-                    self.births.pass_on(index, producers)
-                elif self.ranges.add(t, found):
-                    self.births.check(index, entry, func, args, kwargs, inputs, producers, t)
+            self._measure(index, entry, func, args, kwargs, inputs, producers, outputs, out)
         if watched is not None:
             self.updates.after(watched, traits, func, place)
         elif phase is Phase.OTHER and not traits.written and traits.name in REPLACING and inputs:
             self.updates.replaced(traits, func, args, kwargs, inputs[0], out, place)
+
+    def _measure(
+        self, index: int, entry: Entry, func: Any, args: Any, kwargs: Any, inputs: list[Tensor],
+        producers: tuple[int, ...], outputs: list[Tensor], out: Any,
+    ) -> None:  # fmt: skip
+        """Add the numbers of the outputs to their ranges, and look at what made them."""
+        assert self.ranges is not None
+        for t, found in zip(outputs, entry.ranges, strict=False):
+            if found is None:
+                self.births.pass_on(index, producers)
+            elif self.ranges.add(t, found):
+                self.births.check(index, entry, func, args, kwargs, inputs, producers, t)
+        if entry.phase is Phase.FORWARD or entry.phase is Phase.OTHER:
+            self.replays.note(index, entry, func, args, kwargs, inputs, producers, out)
 
     def _note_addresses(self, index: int, outputs: list[Tensor], *, is_new: bool) -> None:
         makers, created = self.makers, self.created

@@ -247,6 +247,22 @@ class Birth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rounding:
+    """What computing an operation's operands again in float32 showed.
+
+    `kind` is "grid" (`changed` of `total` evenly spaced numbers are equal to another, `relative_error` in distances of
+    neighbours), "decision" (`changed` of `total` choices are others in float32) or "cancellation" (`relative_error` of
+    the result).
+    """
+
+    operation: int
+    kind: str
+    total: int
+    changed: int
+    relative_error: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
     """One training step: operations `first` to `end` (exclusive), its time, and whether an optimizer stepped."""
 
@@ -283,6 +299,7 @@ class Trace:
     scaled_reads: list[int] = field(default_factory=list)
     refused_formats: list[int] = field(default_factory=list)
     unmoved: dict[str, bool] = field(default_factory=dict)
+    roundings: list[Rounding] = field(default_factory=list)
 
     def counts(self) -> dict[int, int]:
         """Return how often each call was executed, by its index, in steps that ended if there are any."""

@@ -296,6 +296,7 @@ class Recorder:
             raise Enough
         self._has_backward = True
         self._tape.updates.release()
+        self._tape.replays.release()
 
     @observer
     def before_optimizer(self, optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
@@ -412,6 +413,7 @@ class Recorder:
         )
         self._step_start = (len(self._tape.log), now)
         self._tape.step_first = len(self._tape.log)
+        self._tape.replays.release()
         self._tape.step = len(self._steps)
 
     def end_step(self) -> None:
@@ -451,6 +453,7 @@ class Recorder:
             scaled_reads=list(self._tape.scaled_reads),
             refused_formats=list(self._tape.refused_formats),
             unmoved=dict(self._unmoved),
+            roundings=self._tape.replays.records(),
         )
 
     def _notes(self) -> list[str]:
