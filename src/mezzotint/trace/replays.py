@@ -34,8 +34,9 @@ _NOTHING = 1e-4  # of its operands: a difference that float32 does not resolve w
 _WRONG = 0.05  # relative error of a result from which on it is noted
 
 _PLAIN = frozenset(
-    {"add", "sub", "rsub", "mul", "div", "neg", "pow", "square", "sqrt", "rsqrt", "exp", "log", "sigmoid", "tanh",
-     "relu", "reciprocal", "abs", "softplus", "clamp", "clamp_min", "clamp_max", "minimum", "maximum", "where", "masked_fill",
+    {"add", "sub", "rsub", "mul", "div", "neg", "pow", "square", "sqrt", "rsqrt", "exp", "log", "sigmoid",
+     "tanh", "relu", "reciprocal", "abs", "softplus", "clamp", "clamp_min", "clamp_max", "minimum", "maximum", "where",
+     "masked_fill",
      "_softmax", "_log_softmax", "_safe_softmax", "logsumexp", "cumsum", "sum", "mean", "var", "std", "prod", "norm",
      "linalg_vector_norm", "amax", "amin", "clone", "cat", "stack", "flip", "roll", "index", "gather", "index_select",
      "scalar_tensor", "repeat", "lerp", "addcmul", "addcdiv"}
@@ -282,7 +283,7 @@ def _is_small(tensor: Tensor) -> bool:
 
 
 def _distinct(tensor: Tensor) -> int:
-    return int(torch.unique(tensor.detach().float()).numel())  # type: ignore[no-untyped-call]
+    return int(torch.unique(tensor.detach().float()).numel())
 
 
 def _detached(value: Any) -> Any:

@@ -162,8 +162,8 @@ CANCELLATION = Rule(
     name="cancellation",
     summary="a difference in low precision is mostly rounding",
     severity=Severity.WARNING,
-    why="bfloat16 keeps 2 to 3 digits: of 100.5 - 100.25 nothing is left. Differences of cumulative sums, and distances "
-    "by |a|^2 + |b|^2 - 2ab, subtract numbers that share their leading digits.",
+    why="bfloat16 keeps 2 to 3 digits: of 100.5 - 100.25 nothing is left. Differences of cumulative sums, and "
+    "distances by |a|^2 + |b|^2 - 2ab, subtract numbers that share their leading digits.",
     bad="totals = x_bf16.cumsum(0); window = totals[8:] - totals[:-8]",
     good="totals = x_bf16.float().cumsum(0); window = totals[8:] - totals[:-8]",
     fix="Compute operands and difference in float32.",
