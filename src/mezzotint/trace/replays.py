@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mezzotint.kernels.memory import has_numbers
 from mezzotint.torch_internals.autocast import disable_autocast
 from mezzotint.trace.addresses import address_of
-from mezzotint.trace.ranges import has_memory
 from mezzotint.trace.record import Kind, Rounding
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _key(tensor: Tensor) -> _Key:
 
 
 def _is_small(tensor: Tensor) -> bool:
-    return tensor.numel() <= _MAX_ELEMENTS and has_memory(tensor) and not tensor.is_inference()
+    return has_numbers(tensor) and tensor.numel() <= _MAX_ELEMENTS and not tensor.is_inference()
 
 
 def _distinct(tensor: Tensor) -> int:
