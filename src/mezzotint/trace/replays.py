@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mezzotint.kernels.memory import has_numbers
 from mezzotint.torch_internals.autocast import disable_autocast
+from mezzotint.torch_internals.autograd import version_of
 from mezzotint.trace.addresses import address_of
 from mezzotint.trace.record import Kind, Rounding
 
@@ -125,7 +126,7 @@ class Replays:
         old = self._kept.pop(key, None)
         self._nbytes += nbytes - (old.nbytes if old is not None else 0)
         plain_args, plain_kwargs = _detached(args), {name: _detached(value) for name, value in kwargs.items()}
-        versions = [(one.detach(), one._version) for one in inputs]
+        versions = [(one.detach(), version_of(one)) for one in inputs]
         self._kept[key] = _Kept(entry, func, plain_args, plain_kwargs, versions, out.detach(), nbytes)
         while self._nbytes > _MAX_BYTES:
             _, first = self._kept.popitem(last=False)
@@ -136,7 +137,7 @@ class Replays:
         if tensor.dtype not in _LOW:
             return tensor
         kept = self._kept.get(_key(tensor)) if depth else None
-        if kept is None or any(one._version != version for one, version in kept.versions):
+        if kept is None or any(version_of(one) != version for one, version in kept.versions):
             return tensor.float()
         name = kept.entry.traits.name
         if kept.entry.traits.kind is Kind.CAST and kept.versions[0][0].dtype is torch.float32:
