@@ -14,6 +14,7 @@ from mezzotint.hardware.gpus import find_gpu
 from mezzotint.plan.plan import EMULATED, Plan, emulates_bfloat16, make_plan
 from mezzotint.plan.precision import AS_WRITTEN, Precision, in_precision
 from mezzotint.plan.recording import GhostRun, Recording
+from mezzotint.process import exit_now
 from mezzotint.trace.recorder import Recorder
 
 
@@ -93,7 +94,13 @@ def plan_target(
                 if not found.run.trace.steps:
                     raise PlanError(_nothing_to_plan(target, found.outcome))
                 same = runs[precision] = found.run
-            plans.append(make_plan(same, precision))
+            plan = make_plan(same, precision)
+            if not plan.time.calls and not plan.time.seconds:
+                raise PlanError(
+                    f"{target} ran nothing on CUDA in its training step, so there is nothing to plan; move "
+                    'the model and its data to torch.device("cuda"), which is simulated here'
+                )
+            plans.append(plan)
     return plans
 
 
@@ -177,4 +184,4 @@ def _give_up(target: Target) -> None:
         f"mezzotint: error: {target} caught the signal to stop and went on; let it catch Exception, not everything\n"
     )
     sys.stderr.flush()
-    os._exit(2)
+    exit_now(2)

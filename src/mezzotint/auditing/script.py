@@ -21,6 +21,7 @@ from typing import Any
 from mezzotint.auditing.rounds import Rounds
 from mezzotint.errors import AuditError, GhostError, described, place_of
 from mezzotint.patches import Patches
+from mezzotint.process import HardExit, guarded
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import Enough, Recorder, observer
 
@@ -110,17 +111,19 @@ def run_target(
     ending, text, place = Ending.END, None, None
     with _as_main(target), _counting_processes(recorder):
         try:
-            with within(recorder) if within is not None else nullcontext(), recorder:
+            with within(recorder) if within is not None else nullcontext(), recorder, guarded():
                 run()
         except (_MissingError, GhostError):
             raise
         except Enough:
             ending = Ending.STEPS
         except SystemExit as error:
-            ending, text, place = Ending.EXIT, str(error.code), place_of(error)
+            text = "0" if error.code is None or error.code == 0 else str(error.code)[:200]
+            text = f"by os._exit or os.exec: {text}" if isinstance(error, HardExit) and text != "0" else text
+            ending, place = Ending.EXIT, place_of(error)
         except KeyboardInterrupt:
             ending = Ending.INTERRUPT
-        except Exception as error:
+        except BaseException as error:  # a script may raise GeneratorExit, or a class derived from BaseException
             ending, text, place = Ending.ERROR, described(error), place_of(error)
     trace = recorder.trace()
     trace.command = str(target)
@@ -169,9 +172,16 @@ def as_program(target: Target, steps: int) -> Callable[[], None]:
     def program() -> None:
         with _as_main(target), redirect_stdout(sys.stderr):
             try:
-                run()
+                with guarded():
+                    run()
             except SystemExit:
                 return
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    raise
+                raise AuditError(f"{target} raised {described(error)}, so nothing was measured") from None
 
     return program
 

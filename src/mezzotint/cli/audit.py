@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from mezzotint.cli.options import refuse
 from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console, script_output
 from mezzotint.errors import AuditError
+from mezzotint.process import exit_now
 
 if TYPE_CHECKING:
     from mezzotint.auditing.script import Outcome
@@ -57,6 +59,17 @@ def audit(
     from mezzotint.policy.policy import Policy
     from mezzotint.rules.judge import judge
 
+    if is_bisect:
+        useless = ("policy", "out", "has_report", "has_ranges", "gpu")
+        refuse(context, useless, "with --bisect, which measures and writes no report; leave it out")
+        if metric == "gradient":
+            refuse(context, ("steps",), "with --bisect --metric gradient, which is of one step; add --metric loss")
+    else:
+        refuse(context, ("metric", "tolerance"), "without --bisect; add it")
+    if gpu is not None:
+        refuse(context, ("has_ranges",), "with --gpu, whose tensors have no numbers; leave it out")
+    if not has_report:
+        refuse(context, ("out",), "with --no-report; leave one of them out")
     target = parse_target(script, context.args, is_module=is_module)
     if is_bisect:
         from mezzotint.cli.bisect import find_islands
@@ -73,7 +86,7 @@ def audit(
         _write(trace, judgement, path)
         code = _show(trace, judgement, "stopped by force", path, is_json=is_json)
         sys.stdout.flush()
-        os._exit(code)
+        exit_now(code)
 
     with script_output(is_result=not is_json):
         if gpu is not None:
@@ -104,7 +117,7 @@ def _leave(code: int) -> NoReturn:
     run_exit_functions()  # what the script registered
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    exit_now(code)
 
 
 def _write(trace: "Trace", judgement: "Judgement", path: Path | None) -> None:
@@ -209,7 +222,7 @@ def _exit_code(outcome: "Outcome", judgement: "Judgement", code: int) -> int:
         return _INTERRUPTED
     if code:
         return code  # the findings stand, and may explain an error
-    has_failed = outcome.ending is Ending.ERROR or (outcome.ending is Ending.EXIT and outcome.text not in ("0", "None"))
+    has_failed = outcome.ending is Ending.ERROR or (outcome.ending is Ending.EXIT and outcome.text != "0")
     return 2 if has_failed or not outcome.trace.steps else 0
 
 

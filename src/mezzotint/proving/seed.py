@@ -226,7 +226,9 @@ def _guarded(turn: _Turn, action: Callable[[], None], has_own_errors: bool) -> N
         turn.status, turn.message = RunStatus.FAILED, described(error)
     except SystemExit as error:
         turn.status, turn.message = RunStatus.FAILED, f"the script called sys.exit({error.code})"
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a script may raise GeneratorExit, or a class derived from BaseException
         is_memory = is_out_of_memory(error)
         turn.status = RunStatus.OUT_OF_MEMORY if is_memory else RunStatus.FAILED
         turn.message = f"step {len(turn.losses) + 1}: {described(error)}"
