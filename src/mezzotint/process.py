@@ -1,12 +1,15 @@
 """Keeping a process usable while it runs somebody's script: the script cannot end it, nor take away what we need after.
 
-`guarded` surrounds a script. `os._exit` and `os.exec*` raise `HardExit` in it, a SystemExit, so that they end the
-script and not the command. Afterwards streams, file descriptors 1 and 2, `sys.modules`, `builtins`, the functions of
+`guarded` surrounds a script. `os._exit`, `os.exec*` and C's exit functions through ctypes raise `HardExit` in it, a
+SystemExit, so that they end the script and not the command. Only a signal, or a C extension that exits, still ends the
+process. Afterwards streams, file descriptors 1 and 2, `sys.modules`, `builtins`, the functions of
 `os`, `time` and `json`, the working directory and the signal handlers are what they were.
 """
 
 import builtins
+import ctypes
 import importlib
+import io
 import json
 import os
 import signal
@@ -22,11 +25,23 @@ from typing import Any, NoReturn
 exit_now = os._exit  # ends the process, also where a script runs
 _RESTORED: tuple[ModuleType, ...] = (builtins, os, time, json)
 _ENDINGS = ("_exit", "execv", "execve")
-_scripts: list[int] = []  # the process of each script that was run
+_C_ENDINGS = frozenset(("_exit", "_Exit", "exit", "quick_exit", "Py_Exit"))
+_scripts: set[int] = set()  # the processes that have run scripts
+_known: list[dict[str, ModuleType]] = []  # the modules from before the script, of each guard that is open
 
 
 class HardExit(SystemExit):
-    """A script called `os._exit` or replaced its process."""
+    """A script called `os._exit`, or replaced its process; `call` is the function's name."""
+
+    def __init__(self, call: str, code: object) -> None:
+        super().__init__(code)
+        self.call = call
+
+
+def exit_call(error: SystemExit) -> str:
+    """Return what a script called to end itself, as it would be written: `sys.exit(0)`."""
+    call = error.call if isinstance(error, HardExit) else "sys.exit"
+    return f"{call}({str(error.code)[:200]})"
 
 
 def has_run_script() -> bool:
@@ -37,24 +52,27 @@ def has_run_script() -> bool:
 @contextmanager
 def guarded() -> Iterator[None]:
     """Run a script: it cannot end the process silently, and what it changed of the process is restored."""
-    _scripts.append(os.getpid())
-    modules, known = sys.modules, dict(sys.modules)
+    _scripts.add(os.getpid())
+    modules = sys.modules
+    _known.append(_known[0] if _known else dict(modules))  # those that a script loads are its own
     namespaces = [(module, dict(vars(module))) for module in _RESTORED]
     streams = (sys.stdin, sys.stdout, sys.stderr, sys.excepthook)
     folder, limit = _folder(), sys.getrecursionlimit()
     handlers = _handlers()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        _flush(stream)
     saved = [(number, _duplicate(number)) for number in (1, 2)]
-    _refuse_endings()
+    endings = _refuse_endings()
+    sys.stdout, sys.stderr = _lent(sys.stdout), _lent(sys.stderr)
     try:
         yield
     finally:
         for module, namespace in namespaces:
             vars(module).update(namespace)
-        _restore_endings()
-        for name, loaded in known.items():
-            modules.setdefault(name, loaded)
+        for owner, name, original in endings:
+            setattr(owner, name, original)
+        modules.update({name: loaded for name, loaded in _known.pop().items() if modules.get(name) is None})
+        modules.update({"sys": sys, "builtins": builtins})
         sys.modules = modules
         for number, copy in saved:
             _flush(sys.stdout if number == 1 else sys.stderr)
@@ -72,39 +90,38 @@ def guarded() -> Iterator[None]:
                 signal.signal(one, handler)
 
 
-def _refuse_endings() -> None:
-    """Make `os._exit` and `os.exec*` raise in this process; processes that it forks end as they ask."""
+def _refuse_endings() -> list[tuple[Any, str, Any]]:
+    """Make `os._exit`, `os.exec*` and C's own raise in this process; return what they were, by owner and name.
+
+    Processes that the script forks end as they ask.
+    """
     process = os.getpid()
-    system = importlib.import_module("nt" if os.name == "nt" else "posix")
 
     def ending(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def refused(*args: Any, **kwargs: Any) -> NoReturn:
             if os.getpid() != process:
                 original(*args, **kwargs)
             if threading.current_thread() is not threading.main_thread():
-                os.write(2, f"mezzotint: error: a thread of the script called os.{name}\n".encode())
+                os.write(2, f"mezzotint: error: a thread of the script called {name}\n".encode())
                 exit_now(2)
-            code = (args or tuple(kwargs.values()) or (None,))[0] if name == "_exit" else f"os.{name}"
-            raise HardExit(code)
+            raise HardExit(name, next(iter((*args, *kwargs.values())), None))
 
         return refused
 
-    for name in _ENDINGS:
-        original = getattr(os, name, None)
-        if original is not None:
-            replacement = ending(name, original)
-            setattr(os, name, replacement)
-            _system_endings.setdefault(name, getattr(system, name))
-            setattr(system, name, replacement)
+    find_in_library = ctypes.CDLL.__getitem__
 
+    def of_library(library: ctypes.CDLL, name: Any) -> Any:
+        found = find_in_library(library, name)
+        return ending(str(name), found) if name in _C_ENDINGS else found
 
-def _restore_endings() -> None:
     system = importlib.import_module("nt" if os.name == "nt" else "posix")
-    for name, original in _system_endings.items():
-        setattr(system, name, original)
-
-
-_system_endings: dict[str, Callable[..., Any]] = {}
+    before = [
+        (owner, name, getattr(owner, name)) for owner in (os, system) for name in _ENDINGS if hasattr(owner, name)
+    ]
+    for owner, name, original in before:
+        setattr(owner, name, ending(f"os.{name}", original))
+    ctypes.CDLL.__getitem__ = of_library  # type: ignore[method-assign]
+    return [*before, (ctypes.CDLL, "__getitem__", find_in_library)]
 
 
 def _handlers() -> dict[int, Any]:
@@ -131,6 +148,42 @@ def _duplicate(number: int) -> int | None:
 def _flush(stream: Any) -> None:
     with suppress(Exception):
         stream.flush()
+
+
+class _Lent(io.BufferedIOBase):
+    """Another stream's buffer, which stays open when this one is closed or detached."""
+
+    def __init__(self, buffer: Any) -> None:
+        self._buffer = buffer
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return int(self._buffer.write(data))
+
+    def flush(self) -> None:
+        self._buffer.flush()
+
+    def fileno(self) -> int:
+        return int(self._buffer.fileno())
+
+    def isatty(self) -> bool:
+        return bool(self._buffer.isatty())
+
+
+def _lent(stream: Any) -> Any:
+    """Return a stream for a script, which may close or detach it; other kinds of streams are lent as they are."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    with suppress(ValueError):  # closed
+        stream.flush()
+        return io.TextIOWrapper(
+            _Lent(stream.buffer),
+            encoding=stream.encoding, errors=stream.errors, newline="", line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )  # fmt: skip
+    return stream
 
 
 def _usable(stream: Any, number: int) -> Any:

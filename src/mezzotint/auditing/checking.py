@@ -13,7 +13,7 @@ from mezzotint.auditing.session import audit
 from mezzotint.errors import ConfigError
 from mezzotint.findings import Finding, Severity
 from mezzotint.policy.policy import Policy
-from mezzotint.rules.catalog import ALL_RULES
+from mezzotint.rules.catalog import TRACE_RULES
 from mezzotint.torch_internals.registry import Feature, MissingInternalWarning, notes
 
 
@@ -49,7 +49,7 @@ def _known_codes(codes: Sequence[str]) -> set[str]:
     """Return the codes in capitals. Raises ConfigError for what is no code of a rule."""
     if isinstance(codes, (str, bytes)) or not isinstance(codes, Iterable):
         raise ConfigError(f'ignore must be a list of codes such as ["MZ252"], got {codes!r:.200}')
-    known = {rule.code for rule in ALL_RULES}
+    known = {rule.code for rule in TRACE_RULES}
     listed = list(codes)
     for code in listed:
         if not isinstance(code, str) or code.upper() not in known:

@@ -155,7 +155,7 @@ _HINTS = (
 def _nothing_to_plan(target: Target, outcome: Outcome) -> str:
     if outcome.ending is Ending.EXIT:
         where = f" at {outcome.place}" if outcome.place else ""
-        return f"{target} called sys.exit({outcome.text}){where} before a training step on the ghost GPU"
+        return f"{target} called {outcome.call}{where} before a training step on the ghost GPU"
     if outcome.text is not None:
         hint = next((f"; {text}" for part, text in _HINTS if part in outcome.text), "")
         return f"{target} ended before a training step on the ghost GPU: {outcome.text}{hint}"
@@ -173,7 +173,7 @@ def _ended_early(outcome: Outcome, steps: int) -> str | None:
         return None
     how = {
         Ending.ERROR: f"an error: {outcome.text}",
-        Ending.EXIT: f"sys.exit({outcome.text}) at {outcome.place}",
+        Ending.EXIT: f"{outcome.call} at {outcome.place}",
     }.get(outcome.ending, "its end")
     return f"{found} of {steps} steps ran before {how}; the last whole step is planned"
 

@@ -21,7 +21,7 @@ from typing import Any
 from mezzotint.auditing.rounds import Rounds
 from mezzotint.errors import AuditError, GhostError, described, place_of
 from mezzotint.patches import Patches
-from mezzotint.process import HardExit, guarded
+from mezzotint.process import exit_call, guarded
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import Enough, Recorder, observer
 
@@ -62,11 +62,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What was recorded, and how the script ended; `text` is the error or exit code in words, `place` its line."""
+    """What was recorded, and how the script ended.
+
+    `text` is the error or exit code in words, `call` what the script called to exit, `place` its line.
+    """
 
     trace: Trace
     ending: Ending
     text: str | None
+    call: str | None = None
     place: str | None = None
     is_child: bool = False
 
@@ -108,7 +112,7 @@ def run_target(
     run = _starter(target, steps, after_step=recorder.end_step)
     assert isinstance(run, FunctionType)
     recorder.begin_places_at(run.__code__)
-    ending, text, place = Ending.END, None, None
+    ending, text, place, call = Ending.END, None, None, None
     with _as_main(target), _counting_processes(recorder):
         try:
             with within(recorder) if within is not None else nullcontext(), recorder, guarded():
@@ -119,7 +123,7 @@ def run_target(
             ending = Ending.STEPS
         except SystemExit as error:
             text = "0" if error.code is None or error.code == 0 else str(error.code)[:200]
-            text = f"by os._exit or os.exec: {text}" if isinstance(error, HardExit) and text != "0" else text
+            call = exit_call(error)
             ending, place = Ending.EXIT, place_of(error)
         except KeyboardInterrupt:
             ending = Ending.INTERRUPT
@@ -128,7 +132,7 @@ def run_target(
     trace = recorder.trace()
     trace.command = str(target)
     trace.steps[:] = recorder.rounds.merged(trace.steps) if is_in_rounds else trace.steps
-    return Outcome(trace=trace, ending=ending, text=text, place=place, is_child=os.getpid() != process)
+    return Outcome(trace=trace, ending=ending, text=text, call=call, place=place, is_child=os.getpid() != process)
 
 
 class _Stopper(Recorder):
@@ -176,11 +180,9 @@ def as_program(target: Target, steps: int) -> Callable[[], None]:
                     run()
             except SystemExit:
                 return
-            except KeyboardInterrupt:
+            except (Exception, KeyboardInterrupt, Enough):
                 raise
             except BaseException as error:
-                if isinstance(error, Exception):
-                    raise
                 raise AuditError(f"{target} raised {described(error)}, so nothing was measured") from None
 
     return program

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -100,24 +100,7 @@ def audit(
     judgement = judge(outcome.trace, declared)
     _write(outcome.trace, judgement, path)
     code = _show(outcome.trace, judgement, _ending(outcome), path, is_json=is_json)
-    _leave(_exit_code(outcome, judgement, code))
-
-
-def _leave(code: int) -> NoReturn:
-    """End the command, as a process of a launch by torchrun without tearing the interpreter down.
-
-    The worker threads of a process group that the script left open (gloo's hold tensors) abort the process when they
-    ask for a lock of an interpreter that is going away: https://github.com/pytorch/pytorch/issues/190489.
-    """
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        raise typer.Exit(code)
-    from mezzotint.torch_internals.python import run_exit_functions
-
-    run_exit_functions()  # what the script registered
-    sys.stdout.flush()
-    sys.stderr.flush()
-    exit_now(code)
+    raise typer.Exit(_exit_code(outcome, judgement, code))
 
 
 def _write(trace: "Trace", judgement: "Judgement", path: Path | None) -> None:
@@ -192,7 +175,7 @@ def _ending(outcome: "Outcome") -> str:
             hint = "; it reads standard input, which is empty: pass it with < FILE"
         return f"the script raised {outcome.text} {after}{hint}; what it did until then is reported"
     if outcome.ending is Ending.EXIT:
-        return f"the script called sys.exit({outcome.text}) {after}"
+        return f"the script called {outcome.call} {after}"
     if outcome.ending is Ending.INTERRUPT:
         return f"interrupted {after}"
     if not seen:

@@ -1,7 +1,6 @@
 """The `mezzotint` command: registers one file per command, and turns errors into one sentence and exit code 2."""
 
 import sys
-from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -18,7 +17,7 @@ from mezzotint.cli.prove import ProveCommand, prove
 from mezzotint.cli.rules import rules
 from mezzotint.cli.train import train
 from mezzotint.errors import MezzotintError, described
-from mezzotint.process import exit_now, guarded, has_run_script
+from mezzotint.process import has_run_script
 from mezzotint.version import package_version
 
 app = typer.Typer(
@@ -83,17 +82,11 @@ def main() -> None:
 
 
 def _end(code: int) -> NoReturn:
-    """Exit with a code that exit functions and threads which a script left behind cannot change."""
     if not has_run_script():
         sys.exit(code)
-    from mezzotint.torch_internals.python import run_exit_functions
+    from mezzotint.torch_internals.python import end_after_script
 
-    with suppress(BaseException), guarded():
-        run_exit_functions()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-    exit_now(code)
+    end_after_script(code)
 
 
 if __name__ == "__main__":

@@ -46,12 +46,7 @@ def policy(
         raise PolicyError(f"--device is {device!r}; autocast's rules are known for cuda and cpu")
     if dtype not in _DTYPES:
         raise PolicyError(f"--dtype is {dtype!r}; give bf16 or fp16")
-    if diff is not None:
-        refuse(context, ("operation", "device"), "with --diff, which compares all rules; leave it out")
-    if against is not None:
-        refuse(context, ("dtype",), "with --against, which asks no torch; leave it out")
-    if is_json or operation is not None or save is not None:
-        refuse(context, ("device",), "here: both devices are shown; leave it out")
+    _refuse_useless(context)
     if against is not None and diff is None:
         raise PolicyError("--against names the newer of two snapshots; name the older with --diff")
     if save is not None and not os.access(save.resolve().parent, os.W_OK):
@@ -75,6 +70,16 @@ def policy(
 
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+def _refuse_useless(context: typer.Context) -> None:
+    """Raise ConfigError for options without an effect."""
+    if context.params["diff"] is not None:
+        refuse(context, ("operation", "device"), "with --diff, which compares all rules; leave it out")
+    if context.params["against"] is not None:
+        refuse(context, ("dtype",), "with --against, which asks no torch; leave it out")
+    if any(context.params[name] for name in ("is_json", "operation", "save")):
+        refuse(context, ("device",), "here: both devices are shown; leave it out")
 
 
 def _ask(dtype: str) -> "Snapshot":

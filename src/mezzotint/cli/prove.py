@@ -13,7 +13,6 @@ from typer.core import TyperCommand
 
 from mezzotint.cli.options import refuse_all_but
 from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console, script_output
-from mezzotint.errors import ProofError
 from mezzotint.files import write_whole
 
 if TYPE_CHECKING:

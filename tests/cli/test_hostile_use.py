@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 import mezzotint as mz
 from mezzotint.cli.main import app
-from mezzotint.errors import ConfigError, MezzotintError, UserError
+from mezzotint.errors import ConfigError, MezzotintError, ProofError, UserError
 
 USELESS = (
     "prove --resume out --alpha 0.2",
@@ -66,6 +67,8 @@ BEFORE_A_STEP = (
     "import os; os._exit(0)",
     "from os import _exit; _exit(0)",
     "import posix; posix._exit(0)",
+    "import ctypes; ctypes.CDLL(None)._exit(0)",
+    "import ctypes; ctypes.pythonapi['exit'](0)",
     "import os; os.execv('/bin/true', ['true'])",
     "import os; os.execlp('true', 'true')",
     "raise GeneratorExit",
@@ -87,8 +90,6 @@ BEFORE_A_STEP = (
 @pytest.mark.parametrize("text", BEFORE_A_STEP)
 @pytest.mark.parametrize("command", ["audit", "plan"])
 def test_no_script_ends_a_command_without_a_verdict(command: str, text: str, tmp_path: Path, monkeypatch):
-    if command == "plan" and "detach" in text:
-        pytest.skip("the progress line holds the detached stream; main() turns that into exit code 2")
     monkeypatch.chdir(tmp_path)
     Path("train.py").write_text(text)
     ending = os._exit
@@ -113,6 +114,42 @@ def test_a_verdict_survives_what_a_script_changes(text: str, tmp_path: Path, mon
     assert result.exit_code in (0, 1), repr(result.exception)
     assert '"verdict"' in result.stdout
     assert Path.cwd() == tmp_path
+
+
+HOSTILE_RUN = """
+import ctypes, os, sys
+{at_import}
+def make_run(seed, policy):
+    for step in range(3):
+        {in_a_step}
+        yield 1.0 / (seed + step + 1)
+"""
+ENDINGS = {
+    "os._exit(0)": "os._exit(0)",
+    "sys.exit(0)": "sys.exit(0)",
+    "sys.exit()": "sys.exit(None)",
+    "ctypes.CDLL(None)._exit(0)": "_exit(0)",
+    "os.execv('/bin/true', ['true'])": "os.execv(/bin/true)",
+}
+
+
+@pytest.mark.parametrize("place", ["at_import", "in_a_step"])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_no_script_ends_a_proof_without_a_verdict(ending: str, place: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text(HOSTILE_RUN.format(**{"at_import": "", "in_a_step": "pass", place: ending}))
+    result = CliRunner().invoke(app, ["prove", "--seeds", "2", "--out", "out", "train.py:make_run"])
+    assert isinstance(result.exception, ProofError), repr(result.exception)
+    assert f"the script called {ENDINGS[ending]}" in str(result.exception)
+
+
+@pytest.mark.parametrize("text", ["os.close(1)", "sys.stdout = None", "sys.stdout.detach()", "sys.modules.clear()"])
+def test_a_proof_survives_what_a_script_changes(text: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text(HOSTILE_RUN.format(at_import=text, in_a_step="pass"))
+    result = CliRunner().invoke(app, ["prove", "--seeds", "2", "--json", "--out", "out", "train.py:make_run"])
+    assert isinstance(result.exception, SystemExit | None), repr(result.exception)
+    assert json.loads(result.stdout)["exit_code"] == result.exit_code != 2
 
 
 def test_a_plan_of_a_script_without_cuda_is_refused(tmp_path: Path, monkeypatch):
