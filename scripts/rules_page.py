@@ -7,9 +7,9 @@ INTRODUCTION = """\
 # Rules
 
 Made from `mezzotint.rules` by `python scripts/generate_docs.py`; `mezzotint rules` prints the list, `mezzotint rules
-CODE` one of them. MZ2xx judge what a training step did (`mezzotint audit`). A code never changes meaning. Errors are
-wrong results or refusals, warnings damage numerics, infos are worth knowing; errors and warnings make a command exit
-with 1. The severity is that of an ordinary case; where the evidence is weaker, a finding is milder.
+CODE` one of them. MZ2xx judge what a training step did (`mezzotint audit`), MZ3xx how a machine is set up
+(`mezzotint doctor`). A code never changes meaning. Errors are wrong results or refusals, warnings damage numerics,
+infos are worth knowing; errors and warnings make a command exit with 1. The severity is that of an ordinary case; where the evidence is weaker, a finding is milder.
 """
 
 

@@ -19,16 +19,24 @@
 A message names the value, the limit and the fix, in one sentence where that is possible.
 """
 
+import re
 import sys
 import traceback
 from pathlib import Path
 
+_MAX_MESSAGE = 2000
 _OURS = str(Path(__file__).parent) + "/"
 STANDARD_LIBRARY = str(Path(traceback.__file__).parent) + "/"
 
 
 class MezzotintError(Exception):
-    """Base of all errors raised on purpose; its text is meant for the user, without a traceback."""
+    """Base of all errors raised on purpose; its text is meant for the user, without a traceback.
+
+    Of a value in the text at most 200 characters are kept.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_bounded(one) if isinstance(one, str) else one for one in args))
 
 
 class UserError(MezzotintError, ValueError):
@@ -113,6 +121,12 @@ def is_machinery(filename: str) -> bool:
     return filename.startswith((_OURS, "<")) or (
         torch is not None and filename.startswith(str(torch).rpartition("/")[0] + "/")
     )
+
+
+def _bounded(text: str) -> str:
+    """Return a message with its long words cut to 200 characters, and not longer than 2,000 in all."""
+    text = re.sub(r"\S{201,}", lambda found: shortened(found[0]), text)
+    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + "..."
 
 
 def place_of(error: BaseException) -> str | None:

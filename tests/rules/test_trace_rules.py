@@ -2,6 +2,7 @@
 
 import json
 import linecache
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import programs_of_rules
 import pytest
 import torch
 
+import mezzotint
 from mezzotint.findings import Severity
 from mezzotint.rules.catalog import ALL_RULES, TRACE_RULES, find_rule
 from mezzotint.rules.judge import Judgement, judge
@@ -130,3 +132,10 @@ def test_the_policy_is_inferred_from_what_ran():
     assert judged(programs_of_rules.bad_mz252).verdict == "1 warning in 3 steps"
     assert judged(lambda: lambda: torch.ones(3) + 1).verdict == "no training step was seen"
     assert judged(programs_of_kinds.bad_mz262).verdict == "1 error, and no training step was seen"
+
+
+def test_every_code_in_the_source_is_one_of_the_rules():
+    files = Path(mezzotint.__path__[0]).rglob("*.py")
+    written = {code for file in files for code in re.findall(r"\bMZ\d{3}\b", file.read_text(encoding="utf-8"))}
+    assert {f"MZ{number}" for number in range(301, 312)} <= written
+    assert not written - {rule.code for rule in ALL_RULES}

@@ -6,12 +6,14 @@ def test_dtypes():
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mezzotint.auditing.session import audit
+from mezzotint.errors import ConfigError
 from mezzotint.findings import Finding, Severity
 from mezzotint.policy.policy import Policy
+from mezzotint.rules.catalog import TRACE_RULES
 from mezzotint.torch_internals.registry import Feature, MissingInternalWarning, notes
 
 
@@ -28,12 +30,12 @@ def assert_policy(
     `ignore` lists codes of rules ("MZ252") that are accepted. Raises AssertionError that names each departure and each
     other fault found, with module and line; also where no step was seen, as a test of nothing proves nothing.
     """
+    ignored = _known_codes(ignore)
     with audit(policy=policy, has_ranges=has_ranges) as seen:
         for _ in range(steps):
             step()
     if not seen.num_steps:
         raise AssertionError("no training step was seen: the function must run backward and step an optimizer")
-    ignored = {code.upper() for code in ignore}
     found = [one for one in seen.findings if one.severity is not Severity.INFO and one.code not in ignored]
     missing = notes(Feature.RECORDING)
     if found:
@@ -41,6 +43,20 @@ def assert_policy(
         raise AssertionError(f"the step departs from the policy {seen.policy}:\n{listed}")
     for one in missing:
         warnings.warn(f"assert_policy passed, but not all was judged: {one}", MissingInternalWarning, stacklevel=2)
+
+
+def _known_codes(codes: Sequence[str]) -> set[str]:
+    """Return the codes in capitals. Raises ConfigError for what is no code of a rule."""
+    if isinstance(codes, (str, bytes)) or not isinstance(codes, Iterable):
+        raise ConfigError(f'ignore must be a list of codes such as ["MZ252"], got {codes!r:.200}')
+    known = {rule.code for rule in TRACE_RULES}
+    listed = list(codes)
+    for code in listed:
+        if not isinstance(code, str) or code.upper() not in known:
+            raise ConfigError(
+                f"ignore names {code!r:.200}, which is no code of a rule; list them with: mezzotint rules"
+            )
+    return {code.upper() for code in listed}
 
 
 def line_of(finding: Finding) -> str:

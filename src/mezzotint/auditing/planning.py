@@ -19,6 +19,7 @@ from mezzotint.plan.plan import EMULATED, Plan, emulates_bfloat16, make_plan
 from mezzotint.plan.precision import AS_WRITTEN, Precision, in_precision
 from mezzotint.plan.recording import GhostRun, Recording
 from mezzotint.torch_internals.fake import is_cuda_build
+from mezzotint.process import exit_now
 from mezzotint.trace.recorder import Recorder
 
 
@@ -98,7 +99,13 @@ def plan_target(
                 if not found.run.trace.steps:
                     raise PlanError(_nothing_to_plan(target, found.outcome))
                 same = runs[precision] = found.run
-            plans.append(make_plan(same, precision))
+            plan = make_plan(same, precision)
+            if not plan.time.calls and not plan.time.seconds:
+                raise PlanError(
+                    f"{target} ran nothing on CUDA in its training step, so there is nothing to plan; move "
+                    'the model and its data to torch.device("cuda"), which is simulated here'
+                )
+            plans.append(plan)
     return plans
 
 
@@ -181,7 +188,7 @@ def _driver_errors() -> set[str]:
 def _nothing_to_plan(target: Target, outcome: Outcome) -> str:
     if outcome.ending is Ending.EXIT:
         where = f" at {outcome.place}" if outcome.place else ""
-        return f"{target} called sys.exit({outcome.text}){where} before a training step on the ghost GPU"
+        return f"{target} called {outcome.call}{where} before a training step on the ghost GPU"
     if outcome.text is not None:
         return f"{target} ended before a training step on the ghost GPU: {outcome.text}{_hint(outcome.error)}"
     backwards = sum(event.name == "backward" for event in outcome.trace.events)
@@ -198,7 +205,7 @@ def _ended_early(outcome: Outcome, steps: int) -> str | None:
         return None
     how = {
         Ending.ERROR: f"an error: {outcome.text}",
-        Ending.EXIT: f"sys.exit({outcome.text}) at {outcome.place}",
+        Ending.EXIT: f"{outcome.call} at {outcome.place}",
     }.get(outcome.ending, "its end")
     return f"{found} of {steps} steps ran before {how}; the last whole step is planned"
 
@@ -209,4 +216,4 @@ def _give_up(target: Target) -> None:
         f"mezzotint: error: {target} caught the signal to stop and went on; let it catch Exception, not everything\n"
     )
     sys.stderr.flush()
-    os._exit(2)
+    exit_now(2)

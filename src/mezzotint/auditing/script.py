@@ -21,6 +21,7 @@ from typing import Any
 from mezzotint.auditing.rounds import Rounds
 from mezzotint.errors import AuditError, GhostError, described, place_of
 from mezzotint.patches import Patches
+from mezzotint.process import exit_call, guarded
 from mezzotint.trace.record import Trace
 from mezzotint.trace.recorder import Enough, Recorder, observer
 
@@ -63,15 +64,17 @@ class Target:
 class Outcome:
     """What was recorded, and how the script ended.
 
-    `text` is the error or exit code in words, `place` its line, `error` the exception that the script raised.
+    `text` is the error or exit code in words, `call` what the script called to exit, `place` its line, `error` the
+    exception that the script raised.
     """
 
     trace: Trace
     ending: Ending
     text: str | None
+    call: str | None = None
     place: str | None = None
     is_child: bool = False
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 def parse_target(script: str, arguments: Sequence[str], *, is_module: bool) -> Target:
@@ -111,26 +114,29 @@ def run_target(
     run = _starter(target, steps, after_step=recorder.end_step)
     assert isinstance(run, FunctionType)
     recorder.begin_places_at(run.__code__)
-    ending, text, place = Ending.END, None, None
-    raised: Exception | None = None
+    ending, text, place, call = Ending.END, None, None, None
+    raised: BaseException | None = None
     with _as_main(target), _counting_processes(recorder):
         try:
-            with within(recorder) if within is not None else nullcontext(), recorder:
+            with within(recorder) if within is not None else nullcontext(), recorder, guarded():
                 run()
         except (_MissingError, GhostError):
             raise
         except Enough:
             ending = Ending.STEPS
         except SystemExit as error:
-            ending, text, place = Ending.EXIT, str(error.code), place_of(error)
+            text = "0" if error.code is None or error.code == 0 else str(error.code)[:200]
+            call = exit_call(error)
+            ending, place = Ending.EXIT, place_of(error)
         except KeyboardInterrupt:
             ending = Ending.INTERRUPT
-        except Exception as error:
+        except BaseException as error:  # a script may raise GeneratorExit, or a class derived from BaseException
             ending, text, place, raised = Ending.ERROR, described(error), place_of(error), error
     trace = recorder.trace()
     trace.command = str(target)
     trace.steps[:] = recorder.rounds.merged(trace.steps) if is_in_rounds else trace.steps
-    return Outcome(trace=trace, ending=ending, text=text, place=place, is_child=os.getpid() != process, error=raised)
+    is_child = os.getpid() != process
+    return Outcome(trace=trace, ending=ending, text=text, call=call, place=place, is_child=is_child, error=raised)
 
 
 class _Stopper(Recorder):
@@ -174,9 +180,14 @@ def as_program(target: Target, steps: int) -> Callable[[], None]:
     def program() -> None:
         with _as_main(target), redirect_stdout(sys.stderr):
             try:
-                run()
+                with guarded():
+                    run()
             except SystemExit:
                 return
+            except (Exception, KeyboardInterrupt, Enough):
+                raise
+            except BaseException as error:
+                raise AuditError(f"{target} raised {described(error)}, so nothing was measured") from None
 
     return program
 

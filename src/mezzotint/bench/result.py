@@ -1,5 +1,6 @@
 """What a benchmark found, as values: samples, and what may be concluded from them. No clock, no torch."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -224,8 +225,17 @@ def from_json(payload: Any, source: str) -> BenchResult:
             roofs=tuple(Roof(**roof) for roof in payload["roofs"]),
             cases=tuple(_case_from_json(entry) for entry in payload["cases"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{source} is damaged: {type(error).__name__}: {error}; run the benchmark again") from error
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{source} is damaged: {type(error).__name__}: {str(error)[:200]}; run the benchmark again"
+        ) from error
+
+
+def _seconds(values: Sequence[Any]) -> tuple[float, ...]:
+    found = tuple(float(value) for value in values)
+    if not all(0 < value < math.inf for value in found):
+        raise ValueError("a time is not a positive number")
+    return found
 
 
 def _case_from_json(entry: Mapping[str, Any]) -> CaseResult:
@@ -237,10 +247,10 @@ def _case_from_json(entry: Mapping[str, Any]) -> CaseResult:
                 case=case,
                 format=row["format"],
                 kernels=row["kernels"],
-                seconds=tuple(float(second) for second in row["seconds"]),
+                seconds=_seconds(row["seconds"]),
             )
             for row in entry["measurements"]
         ),
-        again=tuple(float(second) for second in entry["again_seconds"]),
+        again=_seconds(entry["again_seconds"]),
         refused=tuple((row["format"], row["reason"]) for row in entry["refused"]),
     )

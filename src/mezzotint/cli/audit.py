@@ -3,12 +3,14 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mezzotint.cli.options import refuse
 from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console, script_output
 from mezzotint.errors import AuditError
+from mezzotint.process import exit_now
 
 if TYPE_CHECKING:
     from mezzotint.auditing.script import Outcome
@@ -57,6 +59,17 @@ def audit(
     from mezzotint.policy.policy import Policy
     from mezzotint.rules.judge import judge
 
+    if is_bisect:
+        useless = ("policy", "out", "has_report", "has_ranges", "gpu")
+        refuse(context, useless, "with --bisect, which measures and writes no report; leave it out")
+        if metric == "gradient":
+            refuse(context, ("steps",), "with --bisect --metric gradient, which is of one step; add --metric loss")
+    else:
+        refuse(context, ("metric", "tolerance"), "without --bisect; add it")
+    if gpu is not None:
+        refuse(context, ("has_ranges",), "with --gpu, whose tensors have no numbers; leave it out")
+    if not has_report:
+        refuse(context, ("out",), "with --no-report; leave one of them out")
     target = parse_target(script, context.args, is_module=is_module)
     if is_bisect:
         from mezzotint.cli.bisect import find_islands
@@ -73,7 +86,7 @@ def audit(
         _write(trace, judgement, path)
         code = _show(trace, judgement, "stopped by force", path, is_json=is_json)
         sys.stdout.flush()
-        os._exit(code)
+        exit_now(code)
 
     with script_output(is_result=not is_json):
         if gpu is not None:
@@ -87,24 +100,7 @@ def audit(
     judgement = judge(outcome.trace, declared)
     _write(outcome.trace, judgement, path)
     code = _show(outcome.trace, judgement, _ending(outcome), path, is_json=is_json)
-    _leave(_exit_code(outcome, judgement, code))
-
-
-def _leave(code: int) -> NoReturn:
-    """End the command, as a process of a launch by torchrun without tearing the interpreter down.
-
-    The worker threads of a process group that the script left open (gloo's hold tensors) abort the process when they
-    ask for a lock of an interpreter that is going away: https://github.com/pytorch/pytorch/issues/190489.
-    """
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        raise typer.Exit(code)
-    from mezzotint.torch_internals.python import run_exit_functions
-
-    run_exit_functions()  # what the script registered
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    raise typer.Exit(_exit_code(outcome, judgement, code))
 
 
 def _write(trace: "Trace", judgement: "Judgement", path: Path | None) -> None:
@@ -179,7 +175,7 @@ def _ending(outcome: "Outcome") -> str:
             hint = "; it reads standard input, which is empty: pass it with < FILE"
         return f"the script raised {outcome.text} {after}{hint}; what it did until then is reported"
     if outcome.ending is Ending.EXIT:
-        return f"the script called sys.exit({outcome.text}) {after}"
+        return f"the script called {outcome.call} {after}"
     if outcome.ending is Ending.INTERRUPT:
         return f"interrupted {after}"
     if not seen:
@@ -209,7 +205,7 @@ def _exit_code(outcome: "Outcome", judgement: "Judgement", code: int) -> int:
         return _INTERRUPTED
     if code:
         return code  # the findings stand, and may explain an error
-    has_failed = outcome.ending is Ending.ERROR or (outcome.ending is Ending.EXIT and outcome.text not in ("0", "None"))
+    has_failed = outcome.ending is Ending.ERROR or (outcome.ending is Ending.EXIT and outcome.text != "0")
     return 2 if has_failed or not outcome.trace.steps else 0
 
 

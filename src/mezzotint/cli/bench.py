@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mezzotint.cli.options import refuse, refuse_all_but
 from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console
 from mezzotint.errors import ConfigError, DataError
 
@@ -47,6 +48,7 @@ CompareOption = Annotated[
 
 
 def bench(
+    context: typer.Context,
     device: DeviceOption = None,
     ops: OpsOption = "matmul,attention,norm,elementwise,update",
     formats: FormatsOption = None,
@@ -64,8 +66,13 @@ def bench(
     where the second run is slower.
     """
     if compare is not None:
+        refuse_all_but(context, ("compare", "json"), "with --compare, which times nothing; leave it out")
         _compare(*compare, as_json=json)
         return
+    from mezzotint.bench.cases import GROUPS, chosen_ops
+
+    if not chosen_ops(_list(ops)) & set(GROUPS["matmul"]):
+        refuse(context, ("sizes", "shape"), "without matmul among --ops; add it")
     _check_writable(out, save)
     from mezzotint.bench.cases import FORMATS, parse_shape, suite
     from mezzotint.bench.result import to_json
@@ -216,8 +223,9 @@ def _read(path: Path) -> "BenchResult":
         payload: Any = json_module.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}; pass a file of --save") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); pass a file of --save or of --json") from error
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise DataError(f"{path} is not JSON ({reason}); pass a file of --save or of --json") from error
     return from_json(payload, str(path))
 
 

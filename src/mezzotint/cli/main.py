@@ -1,7 +1,7 @@
 """The `mezzotint` command: registers one file per command, and turns errors into one sentence and exit code 2."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -16,7 +16,8 @@ from mezzotint.cli.policy import policy
 from mezzotint.cli.prove import ProveCommand, prove
 from mezzotint.cli.rules import rules
 from mezzotint.cli.train import train
-from mezzotint.errors import MezzotintError
+from mezzotint.errors import MezzotintError, described
+from mezzotint.process import has_run_script
 from mezzotint.version import package_version
 
 app = typer.Typer(
@@ -61,13 +62,31 @@ def main() -> None:
     """Run the command line; the entry point of the `mezzotint` script."""
     try:
         app()
+    except SystemExit as error:
+        _end(error.code if isinstance(error.code, int) else 2)
     except MezzotintError as error:
         sys.stderr.write(f"mezzotint: error: {error}\n")
-        sys.exit(2)
+        _end(2)
     except BrokenPipeError:
         # the reader (head, less) has gone: stop quietly, and keep the interpreter from flushing into the closed pipe
         sys.stderr.close()
         sys.exit(141)
+    except BaseException as error:
+        if not has_run_script():
+            raise
+        sys.stderr.write(
+            f"mezzotint: error: the command could not go on after the script: {described(error)[:300]}; nothing is "
+            "said of it\n"
+        )
+        _end(2)
+
+
+def _end(code: int) -> NoReturn:
+    if not has_run_script():
+        sys.exit(code)
+    from mezzotint.torch_internals.python import end_after_script
+
+    end_after_script(code)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from mezzotint.process import guarded
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
@@ -46,18 +48,9 @@ def _finite(value: Any) -> Any:
 
 @contextmanager
 def script_output(*, is_result: bool) -> Iterator[None]:
-    """Let what a script and its children print pass, or send it to standard error where stdout is for our JSON."""
-    if is_result:
+    """Run a script guarded; what it prints passes, or goes to standard error where stdout is for our JSON."""
+    with guarded():
+        if not is_result:
+            os.dup2(2, 1)
+            sys.stdout = sys.stderr
         yield
-        sys.stdout.flush()
-        return
-    sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
-    stream, sys.stdout = sys.stdout, sys.stderr
-    try:
-        yield
-    finally:
-        sys.stdout = stream
-        os.dup2(saved, 1)
-        os.close(saved)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mezzotint.cli.options import refuse
 from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console, script_output
 from mezzotint.errors import PlanError
 from mezzotint.files import write_whole
@@ -74,6 +75,7 @@ def plan(
     from mezzotint.plan.distributed import check_world, distribute
     from mezzotint.plan.precision import default_precisions, find_precision
 
+    _refuse_useless(context)
     _check_sizes(steps=steps, batch=batch, length=length)
     target = _target(
         script, context.args, config, batch=batch, length=length, is_checkpointed=is_checkpointed, is_module=is_module
@@ -131,6 +133,18 @@ def _check_sizes(*, steps: int, batch: int | None, length: int | None) -> None:
     for name, value in (("--steps", steps), ("--batch", batch), ("--length", length)):
         if value is not None and value > _LARGEST[name]:
             raise PlanError(f"{name} is {str(value)[:200]}; it must be at most {_LARGEST[name]:,}")
+
+
+def _refuse_useless(context: typer.Context) -> None:
+    """Raise ConfigError for options without an effect."""
+    if context.params["config"] is not None:
+        refuse(context, ("is_module",), "with --from-config; leave it out")
+    elif context.params["is_json"]:
+        refuse(context, ("batch",), "with --json, which has no table of batch sizes; leave one of them out")
+    if context.params["world"] is None:
+        refuse(context, ("strategy",), "without --world; add it")
+    if not context.params["has_report"]:
+        refuse(context, ("out",), "with --no-report; leave one of them out")
 
 
 def _target(

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mezzotint.cli.options import refuse
 from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console
 from mezzotint.errors import PolicyError
 from mezzotint.files import write_whole
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def policy(
+    context: typer.Context,
     operation: Annotated[
         str | None, typer.Argument(help="An operation, as torch names it: softmax, rms_norm, ...", show_default=False)
     ] = None,
@@ -44,6 +46,7 @@ def policy(
         raise PolicyError(f"--device is {device!r}; autocast's rules are known for cuda and cpu")
     if dtype not in _DTYPES:
         raise PolicyError(f"--dtype is {dtype!r}; give bf16 or fp16")
+    _refuse_useless(context)
     if against is not None and diff is None:
         raise PolicyError("--against names the newer of two snapshots; name the older with --diff")
     if save is not None and not os.access(save.resolve().parent, os.W_OK):
@@ -67,6 +70,16 @@ def policy(
 
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+def _refuse_useless(context: typer.Context) -> None:
+    """Raise ConfigError for options without an effect."""
+    if context.params["diff"] is not None:
+        refuse(context, ("operation", "device"), "with --diff, which compares all rules; leave it out")
+    if context.params["against"] is not None:
+        refuse(context, ("dtype",), "with --against, which asks no torch; leave it out")
+    if any(context.params[name] for name in ("is_json", "operation", "save")):
+        refuse(context, ("device",), "here: both devices are shown; leave it out")
 
 
 def _ask(dtype: str) -> "Snapshot":

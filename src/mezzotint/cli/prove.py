@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from mezzotint.cli.options import refuse_all_but
 from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console, script_output
-from mezzotint.errors import ProofError
 from mezzotint.files import write_whole
 
 if TYPE_CHECKING:
@@ -102,15 +102,11 @@ def prove(
     from mezzotint.proving.targets import experiment_for
 
     if resume is not None:
-        given = [name for name, value in (
-            ("TARGET", target), ("--arm", arms), ("--seeds", seeds), ("--max-seeds", max_seeds), ("--steps", steps),
-            ("--metric", metrics), ("--margin", margin), ("--set", settings), ("--jobs", jobs), ("--out", out),
-        ) if value]  # fmt: skip
-        if given:
-            raise ProofError(
-                f"--resume goes on with the folder's own design, so {' and '.join(given)} cannot be given with it; "
-                "start a new proof to change it"
-            )
+        refuse_all_but(
+            context,
+            ("resume", "summary", "is_json"),
+            "with --resume, which goes on with the folder's own design; start a new proof to change it",
+        )
         folder = ProofFolder.open(resume)
     else:
         experiment = experiment_for(

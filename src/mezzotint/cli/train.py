@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mezzotint.cli.options import refuse_all_but
 from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console
 from mezzotint.errors import ConfigError, shortened
 from mezzotint.files import read_regular
@@ -22,6 +23,7 @@ SIGNAL_EXIT = 128  # a shell reports a command that signal n ended as 128 + n
 
 
 def train(
+    context: typer.Context,
     recipe: Annotated[
         str | None, typer.Argument(help="A recipe name (see --list) or the path of a TOML file.", show_default=False)
     ] = None,
@@ -45,6 +47,7 @@ def train(
 ) -> None:
     """Train a language model in the precision that fits the hardware, or in the one you name."""
     if is_list:
+        refuse_all_but(context, ("is_list", "is_json"), "with --list, which trains nothing; leave it out")
         _list_recipes(is_json)
         return
     _refuse_several_processes()

@@ -9,6 +9,7 @@ tokenizer, which is verified whenever it is opened; a file that does not match i
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -180,7 +181,18 @@ def _cache_folders() -> Iterator[Path]:
     with suppress(RuntimeError):  # a user without a home, as in some containers
         yield (Path(base) if base else Path.home() / ".cache") / "mezzotint" / "tokens"
     with suppress(OSError):
-        yield Path(tempfile.gettempdir()) / f"mezzotint-{_user()}" / "tokens"
+        yield _private(Path(tempfile.gettempdir()) / f"mezzotint-{_user()}") / "tokens"
+
+
+def _private(folder: Path) -> Path:
+    """Make a folder that only this user can read; raise OSError where another user made it, or a link is there."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid"):
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to another user")
+        folder.chmod(0o700)
+    return folder
 
 
 def _user() -> str:

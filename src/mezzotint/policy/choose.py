@@ -47,6 +47,8 @@ def _measure(facts: DeviceFacts) -> MatmulTimings:
 
 def _decide(facts: DeviceFacts, timings: MatmulTimings | None) -> Decision[Policy]:
     ours = f"{facts.name} ({facts.device})"
+    if timings is not None and timings.is_disturbed:
+        return _decide_by_flags(facts, timings)
     if _is_worthwhile(facts, "bfloat16", timings):
         reasons = (_why_worthwhile(facts, "bfloat16", timings), *_published(facts, "bfloat16"))
         return Decision(parse_policy("bf16-mixed"), (*reasons, *_caveat(timings)))
@@ -69,6 +71,18 @@ def _decide(facts: DeviceFacts, timings: MatmulTimings | None) -> Decision[Polic
         else "bf16-mixed and fp16-mixed can be asked for by name, to save memory."
     )
     return Decision(parse_policy("float32"), (first, against, *also, *_caveat(timings), hint))
+
+
+def _decide_by_flags(facts: DeviceFacts, timings: MatmulTimings) -> Decision[Policy]:
+    """Return what a device's flags promise, for a measurement that cannot be used."""
+    for name, policy in (("bfloat16", "bf16-mixed"), ("float16", "fp16-mixed")):
+        support = format_support(facts, name)
+        is_chosen = support.support is Support.NATIVE and (name == "bfloat16" or facts.kind != "cpu")
+        if is_chosen:
+            why = f"The flags of {facts.name} say that {name} is native ({support.reason}); its speed is not known."
+            return Decision(parse_policy(policy), (why, *_published(facts, name), *_caveat(timings)))
+    why = f"The flags of {facts.name} promise no native bfloat16; its speed is not known."
+    return Decision(parse_policy("float32"), (why, *_caveat(timings)))
 
 
 def _may_be_native(facts: DeviceFacts, name: str, timings: MatmulTimings | None) -> bool:
@@ -124,7 +138,10 @@ def _published(facts: DeviceFacts, name: str) -> tuple[str, ...]:
 def _caveat(timings: MatmulTimings | None) -> tuple[str, ...]:
     if timings is None or not timings.is_disturbed:
         return ()
-    return ("Other programs kept the machine busy while this was measured: ask again when it is quiet.",)
+    return (
+        "Other programs kept the machine busy while this was measured: the figures decide nothing; ask again when it "
+        "is quiet.",
+    )
 
 
 def check_policy(policy: Policy, facts: DeviceFacts) -> None:

@@ -128,7 +128,7 @@ class Workers:
                     continue
                 self._running.remove(worker)
                 said = worker.close()
-                if code:
+                if code or self._folder.read_seed(worker.seed) is None:
                     raise _failure(worker.seed, code, said)
                 return worker.seed
 

@@ -19,6 +19,7 @@ import torch
 from mezzotint.errors import CheckpointError, NonFiniteError, ProofError, UserError, described
 from mezzotint.parity.losses import final_loss, mean_loss
 from mezzotint.parity.result import Run, RunStatus
+from mezzotint.process import HardExit, exit_call, guarded
 from mezzotint.proving.own_state import OwnState
 from mezzotint.proving.slowness import write_profile
 from mezzotint.proving.trainee import Closing, Trainee
@@ -214,7 +215,7 @@ def _advance(turn: _Turn, on_step: OnStep, *, has_own_errors: bool) -> None:
 def _guarded(turn: _Turn, action: Callable[[], None], has_own_errors: bool) -> None:
     """Run `action` on the arm's state, and note how it failed if it did."""
     try:
-        with turn.state.active():
+        with turn.state.active(), guarded():
             action()
     except ProofError:
         raise
@@ -225,8 +226,15 @@ def _guarded(turn: _Turn, action: Callable[[], None], has_own_errors: bool) -> N
             raise
         turn.status, turn.message = RunStatus.FAILED, described(error)
     except SystemExit as error:
-        turn.status, turn.message = RunStatus.FAILED, f"the script called sys.exit({error.code})"
-    except Exception as error:
+        if isinstance(error, HardExit) or not turn.losses:
+            raise ProofError(
+                f"the script called {exit_call(error)} after {len(turn.losses)} steps of {turn.arm}, so nothing can be "
+                "said of it; let it raise an error, or return"
+            ) from None
+        turn.status, turn.message = RunStatus.FAILED, f"the script called {exit_call(error)}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a script may raise GeneratorExit, or a class derived from BaseException
         is_memory = is_out_of_memory(error)
         turn.status = RunStatus.OUT_OF_MEMORY if is_memory else RunStatus.FAILED
         turn.message = f"step {len(turn.losses) + 1}: {described(error)}"
@@ -253,7 +261,7 @@ def _release(turn: _Turn) -> None:
     if trainee is None:
         return
     # a generator that refuses to end has had its say
-    with turn.state.active(is_checked=False), contextlib.suppress(Exception):
+    with turn.state.active(is_checked=False), contextlib.suppress(BaseException), guarded():
         trainee.close()
 
 

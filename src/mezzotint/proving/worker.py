@@ -10,10 +10,12 @@ from typing import IO
 
 from mezzotint.errors import MezzotintError
 from mezzotint.parity.result import ArmResult, Run
+from mezzotint.process import exit_now, guarded
 from mezzotint.proving.own_state import start_cuda
 from mezzotint.proving.runner import check_program, run_seed
 from mezzotint.proving.sources import Program
 from mezzotint.proving.store import ProofFolder
+from mezzotint.torch_internals.python import end_after_script
 
 
 class _Lines:
@@ -46,7 +48,8 @@ def main(path: str, seed: str) -> int:
         program = Program(folder.experiment)
         check_program(folder, program, lines, is_worker=True)
         start_cuda()
-        run_seed(folder, program, int(seed), lines, is_traded_off=True)
+        with guarded():
+            run_seed(folder, program, int(seed), lines, is_traded_off=True)
     except MezzotintError as error:
         sys.stderr.write(f"mezzotint: error: {error}\n")
         return 2
@@ -57,8 +60,8 @@ def _end_with_parent() -> None:
     # not through sys.stdin, whose lock a thread may not hold when the interpreter ends
     while os.read(0, 1):
         pass
-    os._exit(1)
+    exit_now(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    end_after_script(main(*sys.argv[1:]))

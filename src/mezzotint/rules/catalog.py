@@ -3,6 +3,7 @@
 from typing import Any
 
 from mezzotint.errors import ConfigError
+from mezzotint.rules import setup
 from mezzotint.rules.rule import Rule
 from mezzotint.rules.trace import dtype_flow, missing, policy, ranges, refusals, regions, rounding, scaling, weights
 from mezzotint.rules.trace.view import TraceView
@@ -17,7 +18,7 @@ TRACE_RULES: tuple[Rule[TraceView], ...] = tuple(
         key=lambda rule: rule.code,
     )
 )
-ALL_RULES: tuple[Rule[Any], ...] = TRACE_RULES
+ALL_RULES: tuple[Rule[Any], ...] = (*TRACE_RULES, *setup.RULES)
 
 
 def find_rule(code: str) -> Rule[Any]:

@@ -1,11 +1,14 @@
 """Private names of Python's standard library, which is no steadier there than torch."""
 
 import atexit
+import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from mezzotint.patches import Patches
+from mezzotint.process import exit_now, guarded
 from mezzotint.torch_internals.registry import Feature, Internal, declare
 
 _RUN_THREAD = "_bootstrap_inner"
@@ -31,3 +34,18 @@ def run_exit_functions() -> None:
     run = getattr(atexit, "_run_exitfuncs", None)
     if run is not None:
         run()
+
+
+def end_after_script(code: int) -> NoReturn:
+    """Exit with a code that exit functions and threads which a script left behind cannot change, nor delay.
+
+    The interpreter is not torn down. The worker threads of a process group that the script left open (gloo's hold
+    tensors) abort a process when they ask for a lock of an interpreter that is going away:
+    https://github.com/pytorch/pytorch/issues/190489.
+    """
+    with suppress(BaseException), guarded():
+        run_exit_functions()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    exit_now(code)
