@@ -18,8 +18,8 @@ from mezzotint.hardware.gpus import find_gpu
 from mezzotint.plan.plan import EMULATED, Plan, emulates_bfloat16, make_plan
 from mezzotint.plan.precision import AS_WRITTEN, Precision, in_precision
 from mezzotint.plan.recording import GhostRun, Recording
-from mezzotint.torch_internals.fake import is_cuda_build
 from mezzotint.process import exit_now
+from mezzotint.torch_internals.fake import is_cuda_build
 from mezzotint.trace.recorder import Recorder
 
 
@@ -147,7 +147,7 @@ def _is_same_run(known: Precision, wanted: Precision) -> bool:
 _RANKS = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"})
 
 
-def _hint(error: Exception | None) -> str:
+def _hint(error: BaseException | None) -> str:
     """Say what to do about an error that a script met on a ghost GPU, by its type and the code that raised it."""
     if error is None:
         return ""
