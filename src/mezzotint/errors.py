@@ -106,6 +106,19 @@ def shortened(value: object, limit: int = 200) -> str:
     return text[: limit - len(end)] + end
 
 
+def echoed(value: object, limit: int = 200) -> str:
+    """Return a value as Python writes it, for a message: one line of at most `limit` characters."""
+    try:
+        return shortened(repr(value), limit)
+    except ValueError:  # an integer of more digits than Python spells
+        return shortened(value, limit)
+
+
+def is_count(value: object) -> bool:
+    """Return whether a value is a whole number of 1 or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def place_of(error: BaseException) -> str | None:
     """Return the line of the user's program that an error came from, None where there is no line at all."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]

@@ -113,7 +113,7 @@ class Engine:
         except BaseException:
             self._installed.take_off(restore=True)
             raise
-        self._installed.originals.clear()
+        self._installed.keep()
         register(self, self._installed)
 
     def _install(self, kept: Iterable[nn.Module], seed: int) -> None:
@@ -148,10 +148,11 @@ class Engine:
         """Bring the parameters into the policy's format, and make the float32 side of each optimizer."""
         if self.policy.params == "float32":
             return
-        originals = self._installed.originals
-        cast_parameters(self.models.values(), casting.torch_dtype(self.policy.params), originals)
+        installed = self._installed
+        originals = installed.originals
+        cast_parameters(self.models.values(), casting.torch_dtype(self.policy.params), originals, installed.gradients)
         if self.policy.reduce == "float32":
-            keep_gradients_float32(self._names, self._installed.gradient_dtypes)
+            keep_gradients_float32(self._names, installed.gradient_dtypes)
         if self.policy.update is Update.PLAIN:
             return
         for position, (name, optimizer) in enumerate(self.optimizers.items()):

@@ -26,6 +26,7 @@ class Installed:
     layers: list[RoundedLinear] = field(default_factory=list)
     shadowed: dict[str, ShadowedWeights] = field(default_factory=dict)
     originals: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    gradients: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     gradient_dtypes: list[nn.Parameter] = field(default_factory=list)
 
     def take_off(self, *, restore: bool = False) -> None:
@@ -43,10 +44,16 @@ class Installed:
             for parameter, values in self.originals.items():
                 parameter.data = values
                 parameter.grad_dtype = values.dtype
+                parameter.grad = self.gradients.get(parameter)
         for held in (self.handles, self.layers, self.gradient_dtypes):
             held.clear()
         self.shadowed.clear()
+        self.keep()
+
+    def keep(self) -> None:
+        """Forget what the models were before: nothing is going to be restored."""
         self.originals.clear()
+        self.gradients.clear()
 
 
 def check_free(models: Mapping[str, nn.Module], parameters: Iterable[Tensor]) -> None:
