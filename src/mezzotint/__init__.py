@@ -12,6 +12,7 @@
 Importing the package does not import torch and changes nothing in it; each name loads on first use.
 """
 
+import random
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,9 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'mezzotint' has no attribute {name!r}")
+    state = random.getstate()  # rich draws numbers while it is imported
     value = getattr(import_module(home), name)
+    random.setstate(state)
     globals()[name] = value
     return value
 

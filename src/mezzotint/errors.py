@@ -129,6 +129,19 @@ def _bounded(text: str) -> str:
     return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + "..."
 
 
+def echoed(value: object, limit: int = 200) -> str:
+    """Return a value as Python writes it, for a message: one line of at most `limit` characters."""
+    try:
+        return shortened(repr(value), limit)
+    except ValueError:  # an integer of more digits than Python spells
+        return shortened(value, limit)
+
+
+def is_count(value: object) -> bool:
+    """Return whether a value is a whole number of 1 or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def place_of(error: BaseException) -> str | None:
     """Return the line of the user's program that an error came from, a library's where no line of the user's is in it.
 

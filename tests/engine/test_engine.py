@@ -1,6 +1,7 @@
 """The engine's calls: what they refuse, several optimizers, schedulers, dtypes of the loss, compiled models."""
 
 import copy
+import gc
 import pickle
 import shutil
 
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 import mezzotint as mz
 from mezzotint.errors import EngineError, PolicyError
+from mezzotint.policy.presets import PRESETS
 
 
 def step(engine, model, index=0):
@@ -378,8 +380,6 @@ def test_close_gives_the_model_back(policy):
     optimizer = torch.optim.AdamW(model.parameters())
     parameters = list(model.parameters())
     engine = mz.Engine(model, optimizer, policy=policy)
-    with pytest.raises(EngineError, match="another Engine trains this model"):
-        mz.Engine(model, optimizer, policy=policy)
     with engine.forward():
         loss = model(torch.ones(2, 16)).float().mean()
     engine.backward(loss)
@@ -403,11 +403,59 @@ def test_close_gives_the_model_back(policy):
     assert again.update().stepped
 
 
-def test_the_hooks_of_a_collected_engine_are_taken_off():
+@pytest.mark.parametrize("is_old_alive", [True, False])
+@pytest.mark.parametrize("is_optimizer_new", [True, False])
+@pytest.mark.parametrize("policy", ["float32", "fp16-mixed", "bf16-stochastic", "fp8-mixed"])
+def test_a_second_engine_replaces_the_first_or_names_close(policy, is_optimizer_new, is_old_alive):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    optimizer = torch.optim.AdamW(model.parameters())
+    parameters = list(model.parameters())
+
+    def step(engine):
+        with engine.forward():
+            loss = model(torch.ones(2, 16)).float().square().mean()
+        engine.backward(loss)
+        return engine.update
+
+    first = mz.Engine(model, optimizer, policy=policy)
+    step(first)()
+    step(first)  # gradients that wait are gone with their engine
+    second_optimizer = torch.optim.AdamW(parameters) if is_optimizer_new else optimizer
+    is_replaced = first.policy.params == "float32" and first.policy.products is None
+    if not is_old_alive:
+        first.itself = first  # only a cycle holds it
+        del first
+        if is_replaced:
+            gc.collect()
+    elif not is_replaced:
+        with pytest.raises(EngineError, match=r"another Engine trains this model and .*; call close\(\)"):
+            mz.Engine(model, second_optimizer, policy=policy)
+        assert first.update().stepped
+        return
+    second = mz.Engine(model, second_optimizer, policy=policy)
+    held = {id(p) for p in second.trained_parameters()}
+    assert {id(p) for p in parameters} <= held
+    assert all(len(module._forward_hooks) <= 1 for module in model.modules())
+    assert all(p.grad is None for p in parameters)
+    assert step(second)().stepped
+    if is_old_alive:
+        with pytest.raises(EngineError, match="a newer Engine trains this model"):
+            first.update()
+        first.close()
+        assert step(second)().stepped
+
+
+def test_a_collected_engine_gives_the_optimizer_its_parameters():
     model, optimizer = toy()
-    for _ in range(3):
-        mz.Engine(model, optimizer, policy="bf16-mixed")
-    assert not model._forward_hooks
+    for policy in PRESETS:
+        model = nn.Sequential(nn.Linear(16, 16))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        engine = mz.Engine(model, optimizer, policy=policy)
+        del engine
+        assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in model.parameters()]
+        assert type(model[0]) is nn.Linear
+        assert not model._forward_hooks
 
 
 def test_an_update_of_all_optimizers_takes_the_micro_batches_of_each():

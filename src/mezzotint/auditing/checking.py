@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mezzotint.auditing.session import audit
-from mezzotint.errors import ConfigError
+from mezzotint.errors import AuditError, ConfigError, echoed, is_count
 from mezzotint.findings import Finding, Severity
 from mezzotint.policy.policy import Policy
 from mezzotint.rules.catalog import TRACE_RULES
@@ -28,9 +28,14 @@ def assert_policy(
     """Run a training step `steps` times under the audit and fail where it departs from `policy`.
 
     `ignore` lists codes of rules ("MZ252") that are accepted. Raises AssertionError that names each departure and each
-    other fault found, with module and line; also where no step was seen, as a test of nothing proves nothing.
+    other fault found, with module and line; also where no step was seen, as a test of nothing proves nothing. Raises
+    AuditError where `step` is no function or `steps` no number of 1 or more.
     """
     ignored = _known_codes(ignore)
+    if not callable(step):
+        raise AuditError(f"assert_policy runs a function, got {echoed(step)}; pass lambda: training_step(...)")
+    if not is_count(steps):
+        raise AuditError(f"steps={echoed(steps)} is not a number of steps; pass 1 or more")
     with audit(policy=policy, has_ranges=has_ranges) as seen:
         for _ in range(steps):
             step()

@@ -9,7 +9,7 @@ audit.write_report("audit.html")
 from pathlib import Path
 from typing import Any
 
-from mezzotint.errors import AuditError
+from mezzotint.errors import AuditError, echoed, is_count
 from mezzotint.findings import Finding
 from mezzotint.policy.policy import Policy
 from mezzotint.rules.judge import Judgement, judge
@@ -29,8 +29,10 @@ class audit:  # noqa: N801  used as a verb: with mz.audit():
     def __init__(
         self, *, steps: int | None = None, policy: Policy | str | None = None, has_ranges: bool = True
     ) -> None:
-        if steps is not None and steps < 1:
-            raise AuditError(f"steps={steps} is not a number of steps; pass 1 or more, or None to watch to the end")
+        if steps is not None and not is_count(steps):
+            raise AuditError(
+                f"steps={echoed(steps)} is not a number of steps; pass 1 or more, or None to watch to the end"
+            )
         self._declared = Policy.parse(policy) if policy is not None else None
         self._recorder = Recorder(steps=steps, has_ranges=has_ranges)
         self._trace: Trace | None = None

@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mezzotint.engine import casting, ranks
 from mezzotint.engine.forward import Float32Losses, ForwardContext
 from mezzotint.engine.gradients import GradientReport, nonfinite_parameters, prepare_gradients
-from mezzotint.engine.installed import Installed, check_free, forget, register
+from mezzotint.engine.installed import Installed, engines_to_replace, forget, register
 from mezzotint.engine.lane import Lane
 from mezzotint.engine.optimizer_states import (
     LARGEST_SAFE_NORM,
@@ -74,6 +74,9 @@ class Engine:
     With `params=bfloat16` the model's float32 parameters become bfloat16 in place, and the optimizer's groups hold
     float32 copies; learning rates and other group settings are used as they are.
 
+    A new engine for a model replaces the old one where the policy of that one stores float32 and rounds no products;
+    otherwise call `close()` of the old one first, or drop it: an engine that is collected closes itself.
+
     Raises PolicyError where the device, the model's parameters or the engine cannot follow the policy, EngineError
     where optimizers and models do not fit together.
     """
@@ -101,7 +104,8 @@ class Engine:
         self.policy = self.decision.value
         casting.check_engine_policy(self.policy)
         self._names = parameter_names(self.models)
-        check_free(self.models, (p for name in self.optimizers for p in self._group_parameters(name)))
+        parameters = [*self._names, *(p for name in self.optimizers for p in self._group_parameters(name))]
+        older = engines_to_replace(self.models, parameters)
         check_optimizers(self.optimizers, self._names)
         check_schedulers(self.schedulers, self.optimizers)
         ranks.check_wrappers(self.models, self.policy)
@@ -110,18 +114,21 @@ class Engine:
         self._products = self._find_products(kept.values())
         self._kernels = casting.kernel_contexts(self.policy, self.device)
         self._forward = ForwardContext(self.policy, self.device, self.models.values())
-        self._is_late_loss_told = self._is_closed = False
+        self._is_late_loss_told = False
+        self._why_closed = ""
         self._lanes: dict[tuple[str, ...], Lane] = {}
         self._steps = self._skipped_steps = 0
         # nothing of the model or the optimizer has changed so far; what fails from here on is taken back
-        self._installed = Installed()
+        self._installed = Installed(lanes=self._lanes, parameters=parameters)
         self._shadowed: dict[str, ShadowedWeights] = self._installed.shadowed
         try:
             self._install(kept.values(), seed)
         except BaseException:
             self._installed.take_off(restore=True)
             raise
-        self._installed.originals.clear()
+        self._installed.keep()
+        for engine in older:
+            engine.replace()
         register(self, self._installed)
 
     def _install(self, kept: Iterable[nn.Module], seed: int) -> None:
@@ -156,10 +163,11 @@ class Engine:
         """Bring the parameters into the policy's format, and make the float32 side of each optimizer."""
         if self.policy.params == "float32":
             return
-        originals = self._installed.originals
-        cast_parameters(self.models.values(), casting.torch_dtype(self.policy.params), originals)
+        installed = self._installed
+        originals = installed.originals
+        cast_parameters(self.models.values(), casting.torch_dtype(self.policy.params), originals, installed.gradients)
         if self.policy.reduce == "float32":
-            keep_gradients_float32(self._names, self._installed.gradient_dtypes)
+            keep_gradients_float32(self._names, installed.gradient_dtypes)
         if self.policy.update is Update.PLAIN:
             return
         for position, (name, optimizer) in enumerate(self.optimizers.items()):
@@ -170,14 +178,31 @@ class Engine:
 
         The weights keep their values and their dtype. Closing twice is allowed; other calls raise EngineError then.
         """
-        if self._is_closed:
+        if self._why_closed:
             return
         if self._forward.is_active:
             raise EngineError("close() was called inside forward(); leave the with-block first")
         for lane in self.lanes().values():
             self._drop_gradients(lane)
-            lane.num_micro_batches = 0
-        self._is_closed = True
+        self._take_off("this engine was closed; make a new Engine to go on training")
+
+    def replace(self) -> None:
+        """Close this engine because a newer one trains its models; gradients that wait for an update are dropped."""
+        self._take_off(
+            "a newer Engine trains this model, so this one was closed; call the newer one, or give all optimizers to "
+            "one Engine"
+        )
+
+    def why_irreplaceable(self) -> str:
+        """Return what a newer engine cannot take over from this one; nothing where it can."""
+        if self._forward.is_active:
+            return "is inside forward()"
+        if self.policy.params != "float32":
+            return f"keeps the weights of policy params={self.policy.params}, update={self.policy.update}"
+        return "rounds the inputs of its linear layers" if self._products is not None else ""
+
+    def _take_off(self, why: str) -> None:
+        self._why_closed = why
         self._installed.take_off()
         forget(self)
 
@@ -192,8 +217,8 @@ class Engine:
         return [parameter for group in self.optimizers[name].param_groups for parameter in group["params"]]
 
     def _check_open(self) -> None:
-        if self._is_closed:
-            raise EngineError("this engine was closed; make a new Engine to go on training")
+        if self._why_closed:
+            raise EngineError(self._why_closed)
 
     # Part 1
 

@@ -1,6 +1,6 @@
 """What the engine checks before the first step: its models, optimizers and device, and the policy it was asked for."""
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from mezzotint.errors import EngineError
+from mezzotint.errors import EngineError, echoed
 from mezzotint.hardware.probe import probe
 from mezzotint.policy.choose import check_policy, choose
 from mezzotint.policy.decision import Decision
@@ -36,7 +36,7 @@ def model_device(models: Mapping[str, nn.Module]) -> torch.device:
     """Return where the models' parameters are; raise EngineError where they hold no numbers or there are none."""
     devices = [parameter.device for module in models.values() for parameter in module.parameters()]
     if not devices:
-        raise EngineError("the model has no parameters, so there is nothing to train")
+        raise EngineError("the model has no parameters, so there is nothing to train; pass a module that has some")
     if devices[0].type == "meta":
         raise EngineError("the model's parameters are on the meta device and hold no numbers; move it by to_empty()")
     return devices[0]
@@ -55,29 +55,21 @@ def decide_policy(policy: Policy | str, device: torch.device) -> Decision[Policy
 def check_numbers(max_grad_norm: Any, accumulate: Any, seed: Any) -> None:
     """Refuse numbers that the engine cannot use; raise EngineError."""
     is_norm = isinstance(max_grad_norm, int | float) and not isinstance(max_grad_norm, bool)
-    if max_grad_norm is not None and not (is_norm and 0 < max_grad_norm < math.inf):
+    if max_grad_norm is not None and not (is_norm and 0 < max_grad_norm <= sys.float_info.max):
         raise EngineError(
-            f"max_grad_norm={_echo(max_grad_norm)} is refused; pass a positive finite number, or None not to clip"
+            f"max_grad_norm={echoed(max_grad_norm)} is refused; pass a positive finite number, or None not to clip"
         )
     if not _is_whole(accumulate) or not 1 <= accumulate < 2**31:
         raise EngineError(
-            f"accumulate={_echo(accumulate)} is refused; pass the number of micro-batches, a whole number from 1 to "
+            f"accumulate={echoed(accumulate)} is refused; pass the number of micro-batches, a whole number from 1 to "
             "2**31 - 1"
         )
     if not _is_whole(seed) or not -(2**63) <= seed < 2**64:
-        raise EngineError(f"seed={_echo(seed)} is refused; pass a whole number of at most 64 bits")
+        raise EngineError(f"seed={echoed(seed)} is refused; pass a whole number of at most 64 bits")
 
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _echo(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python prints no integer of more than 4300 digits
-        text = f"a {type(value).__name__} too long to print"
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def check_optimizers(optimizers: Mapping[str, Optimizer], names: Mapping[nn.Parameter, str]) -> None:

@@ -32,9 +32,14 @@ LOW_DTYPES = (torch.bfloat16, torch.float16)
 
 
 def cast_parameters(
-    modules: Iterable[nn.Module], dtype: torch.dtype, originals: dict[nn.Parameter, Tensor] | None = None
+    modules: Iterable[nn.Module],
+    dtype: torch.dtype,
+    originals: dict[nn.Parameter, Tensor] | None = None,
+    gradients: dict[nn.Parameter, Tensor] | None = None,
 ) -> dict[nn.Parameter, Tensor]:
     """Store all float32 parameters of `modules` in `dtype`; return `originals`, with their float32 values added.
+
+    Their gradients are dropped, and added to `gradients`.
 
     Parameters stay the same objects, so that optimizers, tied layers and hooks keep their reference. Buffers keep
     their format: running statistics and position tables are not weights.
@@ -46,6 +51,8 @@ def cast_parameters(
                 originals[parameter] = parameter.data
                 parameter.data = parameter.data.to(dtype)
                 if parameter.grad is not None:
+                    if gradients is not None:
+                        gradients[parameter] = parameter.grad
                     parameter.grad = None
     return originals
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mezzotint.errors import GhostError
+from mezzotint.errors import GhostError, echoed
 from mezzotint.ghost.access import Access
 from mezzotint.ghost.addresses import Addresses
 from mezzotint.ghost.allocator import MIB, CachingAllocator
@@ -62,9 +62,13 @@ class ghost_gpu:  # noqa: N801  used as a verb: with mz.ghost_gpu("H100"):
     """
 
     def __init__(self, gpu: str | DeviceSpec = "H100") -> None:
+        if not isinstance(gpu, str | DeviceSpec):
+            raise GhostError(f"gpu={echoed(gpu)} is no name of a GPU; pass one such as 'H100', or a DeviceSpec")
         self.spec = gpu if isinstance(gpu, DeviceSpec) else find_gpu(gpu)
         if self.spec.compute_capability is None:
-            raise GhostError(f"{self.spec.name} is no CUDA card: a ghost GPU follows the rules of CUDA's autocast")
+            raise GhostError(
+                f"{self.spec.name} is no CUDA GPU, whose autocast the simulated GPU follows; pass one such as 'H100'"
+            )
         self._reset()
 
     def _reset(self) -> None:

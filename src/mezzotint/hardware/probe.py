@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from mezzotint.errors import ConfigError
+from mezzotint.errors import ConfigError, echoed
 from mezzotint.hardware import host
 from mezzotint.hardware.setup import TorchSetup
 from mezzotint.hardware.support import DeviceFacts
@@ -59,7 +59,7 @@ def probe(device: str | torch.device | None = None) -> DeviceFacts:
             return facts
     here = ", ".join(facts.device for facts in found)
     why = f" ({problems[0]})" if problems else ""
-    raise ConfigError(f"device {str(device)!r} cannot be used here{why}; pass one of {here}")
+    raise ConfigError(f"device {echoed(str(device))} cannot be used here{why}; pass one of {here}")
 
 
 def probe_setup() -> TorchSetup:

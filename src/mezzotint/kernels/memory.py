@@ -81,6 +81,8 @@ def readable(tensor: Tensor, name: str) -> Tensor:
     Raises FormatError, which calls the tensor `name`, for layouts other than strided and for a storage that is too
     small for the tensor's shape. Subclasses and wrappers of `torch.func` serve themselves, and stay as they are.
     """
+    if not isinstance(tensor, Tensor):
+        raise FormatError(f"{name} must be a tensor, got a {type(tensor).__name__}; pass torch.tensor(...)")
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
         kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else tensor.layout
         raise FormatError(f"{name} must be a dense tensor, got a {kind} one; pass its values as a strided tensor")

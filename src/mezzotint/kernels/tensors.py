@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.errors import FormatError
+from mezzotint.errors import FormatError, echoed
 from mezzotint.formats.catalog import FLOAT8_E4M3FN, find_block_format, find_format
 from mezzotint.formats.codec import decode
 from mezzotint.formats.rounding import Overflow, Rounding
@@ -111,12 +111,13 @@ def round_to(
     if out.shape != source.shape or out.device != source.device:
         raise FormatError(
             f"out is {tuple(out.shape)} on {out.device}, the tensor {tuple(source.shape)} on {source.device}; "
-            "shape and device must agree"
+            "pass out= of the same shape and device"
         )
     if plan.refuses_nan and bool(source.isnan().any()):
         raise FormatError(f"{plan.fmt.name} has no NaN and the tensor has some; replace them before encoding")
     if not _is_reachable(source, out, needs_order=plan.mode == STOCHASTIC):
         rounded = generic.round_values(_as_float32(source), plan.target, rounding, seed, offset)
+        _check_places(out)
         _fill(out, generic.encode_values(rounded, plan.target) if plan.is_code else rounded, plan.is_code)
         return out
     keys = (_signed(seed), _signed(offset)) if plan.mode == STOCHASTIC else (0, 0)
@@ -128,10 +129,16 @@ def round_to(
 
 def _writable(out: Tensor) -> Tensor:
     """Return `out`, which torch operations write. Raises FormatError for a tensor without memory of its own."""
+    readable(out, "out")
     if is_zero_tensor(out):
         raise FormatError("out must have memory to write to, got a zero tensor; pass torch.empty_like(source)")
-    readable(out, "out")
     return out
+
+
+def _check_places(out: Tensor) -> None:
+    """Refuse an expanded tensor, whose numbers share their places; raise FormatError."""
+    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
+        raise FormatError("out must have a place for each number, got an expanded tensor; pass out.contiguous()")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -156,6 +163,8 @@ def _make_plan(
     dtype: torch.dtype, out_dtype: torch.dtype, fmt: FloatFormat, rounding: Rounding, overflow: Overflow | None
 ) -> _Plan:
     _check_source(dtype, rounding)
+    if overflow is not None and not isinstance(overflow, Overflow):
+        raise FormatError(f"overflow={echoed(overflow)} is refused; pass a mezzotint.formats.rounding.Overflow or None")
     is_code = _takes_codes(out_dtype, fmt)
     # torch.compile warns of a cache that it sees through
     find = target.__wrapped__ if torch.compiler.is_compiling() else target
@@ -208,9 +217,14 @@ def decode_codes(codes: Tensor, fmt: FloatFormat | str) -> Tensor:
     fmt = _format(fmt)
     codes = codes if torch.compiler.is_compiling() else readable(codes, "codes")
     if codes.dtype is not torch.uint8 or fmt.field_bits > 8:
-        raise FormatError(f"uint8 codes of a format of up to 8 bits are decoded, not {codes.dtype} of {fmt.name}")
+        raise FormatError(
+            f"codes must be uint8 and of a format of up to 8 bits, got {codes.dtype} of {fmt.name}; pass what "
+            "encode() returned, viewed as torch.uint8"
+        )
     if fmt.num_codes < 256 and codes.numel() and int(codes.max()) >= fmt.num_codes:
-        raise FormatError(f"code {int(codes.max())} is outside {fmt.name}, which has codes 0 to {fmt.num_codes - 1}")
+        raise FormatError(
+            f"code {int(codes.max())} is outside {fmt.name}, which has codes 0 to {fmt.num_codes - 1}; pass those"
+        )
     return torch.tensor(_values(fmt), dtype=torch.float32, device=codes.device)[codes.long()]
 
 
@@ -300,14 +314,20 @@ def _blocks(
 ) -> tuple[Tensor, Tensor, Tensor | None, int]:
     """Return numbers or codes, `axis` last and padded; scale codes; the tensor's scale; the axis's true size."""
     fmt = _block_format(fmt)
-    _check_source(source.dtype, rounding)
     if not torch.compiler.is_compiling():
         source = readable(source, "source")
-        out = out if out is None else _writable(out)
+        if out is not None:
+            out = _writable(out)
+            _check_places(out)
+    _check_source(source.dtype, rounding)
     if source.dim() == 0:
-        raise FormatError(f"{fmt.name} needs an axis to lay blocks along; the tensor is a single number")
+        raise FormatError(f"{fmt.name} needs an axis to lay blocks along; pass a tensor of at least one axis")
+    if not isinstance(axis, int) or not -source.dim() <= axis < source.dim():
+        raise FormatError(f"axis={echoed(axis)} is none of the tensor's {source.dim()} axes; pass -1 for the last")
     if out is not None and (out.shape != source.shape or out.device != source.device):
-        raise FormatError(f"out has the shape {tuple(out.shape)}, the tensor {tuple(source.shape)}; they must agree")
+        raise FormatError(
+            f"out has the shape {tuple(out.shape)}, the tensor {tuple(source.shape)}; pass out= of the same shape"
+        )
     is_last = axis in (-1, source.dim() - 1)
     laid = source.detach() if is_last else source.detach().movedim(axis, -1)
     size = laid.shape[-1]
@@ -392,11 +412,11 @@ def range_stats(source: Tensor) -> RangeStats:
 
     A float64 beyond float32's range is counted at the end of the histogram. Raises FormatError for other dtypes.
     """
-    fmt = format_of(source.dtype)
     if not is_plain(source):
         source = readable(source, "source")
         if source.is_meta or type(source).__name__ == "FakeTensor":
             raise FormatError("source must have numbers, got a meta or fake tensor; pass one on a real device")
+    fmt = format_of(source.dtype)
     if source.dtype not in _KINDS and source.dtype is not torch.float64:
         source = source.detach().float()
     if source.dtype not in _KINDS or not _is_reachable(source):
@@ -489,6 +509,8 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 
 def _signed(number: int) -> int:
     """Return the int64 that has a number's last 64 bits: one type for all, as each other would be compiled anew."""
+    if not isinstance(number, int):
+        raise FormatError(f"seed and offset must be whole numbers, got {echoed(number)}; pass an int")
     number &= _MASK_64
     return number - (1 << 64) if number >> 63 else number
 
@@ -559,10 +581,14 @@ def _holds(container: FloatFormat, fmt: FloatFormat) -> bool:
 
 
 def _format(fmt: FloatFormat | str) -> FloatFormat:
+    if not isinstance(fmt, str | FloatFormat):
+        raise FormatError(f"fmt={echoed(fmt)} is no number format; pass a name such as 'bfloat16', or a FloatFormat")
     return find_format(fmt) if isinstance(fmt, str) else fmt
 
 
 def _block_format(fmt: BlockFormat | str) -> BlockFormat:
+    if not isinstance(fmt, str | BlockFormat):
+        raise FormatError(f"fmt={echoed(fmt)} is no block format; pass a name such as 'mxfp8_e4m3', or a BlockFormat")
     return find_block_format(fmt) if isinstance(fmt, str) else fmt
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mezzotint.hardware.timings import spell_ratio
+
 # Native formats measure at most 1.0 of float32's time, emulated ones at least 4. Half-way between the two, a busy
 # machine cannot turn the decision, and a resumed run computes with the kernels of the run it continues.
 SLOW_ABOVE = 2.0
@@ -41,7 +43,7 @@ def decide(format_name: str, ratios: Mapping[str, float], wish: str, *, can_pack
         )
     worst = max(ratios.values(), default=0.0)
     if worst > SLOW_ABOVE:
-        reason = f"torch's {format_name} matmul takes up to {worst:.2g} times float32's time here"
+        reason = f"torch's {format_name} matmul takes up to {worst:.3g} times float32's time here"
         return KernelChoice(format=format_name, path=fast, ratios=measured, reason=reason)
-    reason = f"torch's {format_name} matmul takes at most {worst:.2g} of float32's time here"
+    reason = f"torch's {format_name} matmul takes at most {spell_ratio(worst)} of float32's time here"
     return KernelChoice(format=format_name, path=Path.STOCK, ratios=measured, reason=reason)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mezzotint.errors import echoed, is_count
 from mezzotint.models.loss import IGNORED, chunked_loss
 
 
@@ -32,8 +33,8 @@ class LinearCrossEntropy(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if chunk_rows < 1:
-            raise ValueError(f"chunk_rows={chunk_rows} is refused; pass at least 1")
+        if not is_count(chunk_rows):
+            raise ValueError(f"chunk_rows={echoed(chunk_rows)} is refused; pass a whole number of at least 1")
         self.ignore_index, self.chunk_rows = ignore_index, chunk_rows
         self.weight = nn.Parameter(torch.empty(num_classes, in_features, device=device, dtype=dtype))
         self.reset_parameters()
@@ -45,13 +46,15 @@ class LinearCrossEntropy(nn.Module):
     def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss in nats of hidden states (..., D) against targets (...); NaN where none counts.
 
-        Raises ValueError where the shapes do not fit each other or the weight.
+        Raises ValueError where the shapes do not fit each other or the weight, or targets are no class numbers.
         """
         if hidden.shape[:-1] != targets.shape or hidden.shape[-1:] != self.weight.shape[1:]:
             raise ValueError(
                 f"hidden states {tuple(hidden.shape)}, targets {tuple(targets.shape)} and a weight "
                 f"{tuple(self.weight.shape)} do not fit; pass (..., D), (...) and (V, D)"
             )
+        if targets.dtype not in (torch.int64, torch.uint8):
+            raise ValueError(f"targets of {targets.dtype} are refused; pass class numbers as torch.int64")
         rows = hidden.reshape(-1, hidden.shape[-1])
         return chunked_loss(rows, self.weight, targets.reshape(-1), self.chunk_rows, ignore_index=self.ignore_index)
 

@@ -47,15 +47,24 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     >>> swiglu(torch.tensor([0.0, 1.0]), torch.tensor([5.0, 2.0]))
     tensor([0.0000, 1.4621])
 
-    Raises ValueError for inputs that are not floating point.
+    Raises ValueError for inputs that are not floating point, and for shapes that do not broadcast.
     """
     dtype = torch.promote_types(gate.dtype, up.dtype)
     if not (gate.is_floating_point() and up.is_floating_point()):
         raise ValueError(f"gates of {gate.dtype} and {up.dtype} are refused; pass floating-point numbers")
+    if not _broadcast(gate.shape, up.shape):
+        raise ValueError(
+            f"gate {tuple(gate.shape)} and up {tuple(up.shape)} do not broadcast; pass tensors of one shape"
+        )
     if gate.shape == up.shape and gate.dtype is up.dtype and is_served(gate, up):
         out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
         return out
     return (F.silu(widened(gate)) * widened(up)).to(dtype)
+
+
+def _broadcast(one: torch.Size, other: torch.Size) -> bool:
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return one == other or all(n == m or 1 in (n, m) for n, m in pairs)
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -4,7 +4,9 @@ A choice is made for who asks for none: bfloat16 where it is native and measured
 where only that is native, float32 else. A wish is granted or refused, never changed.
 """
 
-from mezzotint.errors import PolicyError
+from typing import Any
+
+from mezzotint.errors import ConfigError, PolicyError, echoed
 from mezzotint.formats.catalog import find_format
 from mezzotint.hardware.devices import find_device
 from mezzotint.hardware.support import DeviceFacts, Support, format_support
@@ -17,14 +19,29 @@ _STORAGE_AXES = tuple(axis for axis in FORMAT_AXES if axis != "compute")
 
 
 def choose(
-    facts: DeviceFacts | None = None, measured: MatmulTimings | None = None, *, device: str | None = None
+    facts: DeviceFacts | Any | None = None,
+    measured: MatmulTimings | None = None,
+    *,
+    device: Any = None,
 ) -> Decision[Policy]:
     """Return the policy for a device with the reasons, the decisive one first.
 
-    Without facts the device (the one to train on, unless named) is probed. A device that is here is measured unless
-    the measurement is given, which takes about 0.1 s. Of facts about one that is not here, as for a GPU that is planned
-    for, a GPU's are taken at their word and a CPU's are not: what its flags promise, its library may not have.
+    `device`, or the first argument, is a torch.device or its name, such as "cuda:1". Without facts the device (the one
+    to train on, unless given) is probed. A device that is here is measured unless the measurement is given, which takes
+    about 0.1 s. Of facts about one that is not here, as for a GPU that is planned for, a GPU's are taken at their word
+    and a CPU's are not: what its flags promise, its library may not have.
+
+    Raises ConfigError for a device that is not here, and for anything else than facts or a device.
     """
+    if facts is not None and not isinstance(facts, DeviceFacts):
+        if device is not None:
+            raise ConfigError(f"choose() got the devices {echoed(facts)} and {echoed(device)}; pass one of them")
+        facts, device = None, facts
+    if measured is not None and not isinstance(measured, MatmulTimings):
+        raise ConfigError(
+            f"measured must be what mezzotint.hardware.measure.measure_matmul returned, got {echoed(measured)}; leave "
+            "it out to measure"
+        )
     if facts is None:
         # torch is loaded only when a device is asked; whoever brings facts does without it
         from mezzotint.hardware.probe import probe

@@ -99,7 +99,9 @@ def parse_scaling(text: str) -> Scaling:
         try:
             settings[name] = int(value) if known[name] in (int, "int") else float(value)
         except ValueError:
-            raise PolicyError(f"scaling setting {name}={value!r} is not a number") from None
+            raise PolicyError(
+                f"scaling setting {name}={shortened(repr(value))} is not a number; write for example floor=0.5"
+            ) from None
     if kind is ScalingKind.STATIC and "initial" not in settings:
         raise PolicyError("scaling=static needs its scale; write static(1024)")
     return Scaling(kind=kind, **settings)
@@ -140,7 +142,9 @@ _PRODUCT_SETTINGS = ("gradients", "scale", "history", "stochastic")
 
 def _whole(text: str) -> int:
     if not text.isdecimal():
-        raise PolicyError(f"history={text!r} of products is no whole number")
+        raise PolicyError(
+            f"history={shortened(repr(text))} of products is no whole number; write for example history=16"
+        )
     return int(text)
 
 

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
-from mezzotint.errors import FormatError, PolicyError
+from mezzotint.errors import FormatError, PolicyError, echoed
 from mezzotint.formats.catalog import find_format
 from mezzotint.formats.inputs import InputRounding
 from mezzotint.policy.scaling import Scaling
@@ -73,7 +73,10 @@ class Policy:
             raise PolicyError(f"scaling must be a Scaling, not {self.scaling!r}; write parse_policy('scaling=...')")
         object.__setattr__(self, "update", _choice(self.update))
         if self.products is not None and not isinstance(self.products, InputRounding):
-            raise PolicyError(f"products must be an InputRounding or None, not {self.products!r}")
+            raise PolicyError(
+                f"products must be an InputRounding or None, not {echoed(self.products)}; write "
+                "Policy.parse('products=mxfp8')"
+            )
         object.__setattr__(self, "saved", _format_name("saved", self.saved))
         if self.saved not in SAVED_FORMATS:
             raise PolicyError(f"saved={self.saved} is refused; pass {' or '.join(SAVED_FORMATS)}")
@@ -142,9 +145,10 @@ _MODULE = re.compile(r"[\w*?.#-]+")
 
 
 def _kept(value: tuple[str, ...] | str) -> tuple[str, ...]:
-    if isinstance(value, str) or not all(isinstance(name, str) and _MODULE.fullmatch(name) for name in value):
+    if not isinstance(value, tuple | list) or not all(isinstance(n, str) and _MODULE.fullmatch(n) for n in value):
         raise PolicyError(
-            f"policy field keep={value!r} is no list of modules; write paths, | between them: keep=head|blocks.*.norm"
+            f"policy field keep={echoed(value)} is no list of modules; write paths, | between them: "
+            "keep=head|blocks.*.norm"
         )
     if len(set(value)) != len(value):
         raise PolicyError(f"policy field keep={'|'.join(value)} names a module twice; leave one out")

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mezzotint.errors import NonFiniteError, ProofError, described
+from mezzotint.errors import NonFiniteError, ProofError, described, echoed
 from mezzotint.parity.design import Arm, Experiment, Metric, Source
 from mezzotint.parity.losses import final_loss, mean_loss
 from mezzotint.parity.result import ArmResult, Proof, Run, RunStatus
@@ -162,6 +162,7 @@ class prove:  # noqa: N801  used as a verb: with mz.prove(...)
         margin: float | None = None,
         alpha: float = 0.05,
     ) -> None:
+        _check(out, arms, seeds, metrics, margin=margin, max_seeds=max_seeds, alpha=alpha)
         wanted = [
             parse_metric(metric, margin or DEFAULT_MARGIN) if isinstance(metric, str) else metric for metric in metrics
         ]
@@ -242,6 +243,28 @@ class prove:  # noqa: N801  used as a verb: with mz.prove(...)
         if self._folder is None:
             raise ProofError("mz.prove is a context; write with mz.prove(...) as proof:")
         return self._folder
+
+
+def _check(out: Any, arms: Any, seeds: Any, metrics: Any, **numbers: Any) -> None:
+    """Refuse arguments of other types than `prove` takes; what the numbers may be, the design checks."""
+    if not isinstance(out, str | Path):
+        raise ProofError(f"out={echoed(out)} is no path; pass the folder of the proof as a str or a pathlib.Path")
+    for name, given, kinds, example in (
+        ("arms", arms, (str, Arm), "['float32', 'bf16-mixed']"),
+        ("metrics", metrics, (str, Metric), "['accuracy:0.5%:higher']"),
+        ("seeds", () if _is_whole(seeds) else seeds, (int,), "5, or the seeds themselves: [0, 1, 2]"),
+    ):
+        is_list = isinstance(given, Sequence) and not isinstance(given, str)
+        if not is_list or not all(isinstance(one, kinds) and not isinstance(one, bool) for one in given):
+            raise ProofError(f"{name}={echoed(given)} is refused; pass for example {example}")
+    for name, value in numbers.items():
+        is_number = _is_whole(value) or (isinstance(value, float) and name != "max_seeds")
+        if not is_number and not (value is None and name == "margin"):
+            raise ProofError(f"{name}={echoed(value)} is no number; pass one, or leave it out")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _number(name: str, value: Any) -> float:

@@ -25,7 +25,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from mezzotint.errors import AuditError
+from mezzotint.errors import AuditError, echoed, is_count
 from mezzotint.kernels.memory import has_numbers
 from mezzotint.patches import Guard, Patches
 from mezzotint.torch_internals.autocast import scale_of
@@ -161,7 +161,7 @@ class Watch:
     for curves and histograms (needs the extra). `on_alarm` is called with each alarm; all are logged as warnings, too.
     An exception of `on_alarm` is logged and ends its calls, not the training; to end that, let it raise SystemExit or
     KeyboardInterrupt. A file that cannot be written ends the writing. `fault` says what ended the watch early, if
-    anything did. Raises AuditError for `every` below 1.
+    anything did. Raises AuditError for `every` below 1, for no path, and for an `on_alarm` that cannot be called.
     """
 
     def __init__(
@@ -173,8 +173,13 @@ class Watch:
         limits: Limits | None = None,
         on_alarm: Callable[[Alarm], None] | None = None,
     ) -> None:
-        if every < 1:
-            raise AuditError(f"every={every} is not a number of steps; pass 1 or more")
+        if not is_count(every):
+            raise AuditError(f"every={echoed(every)} is not a number of steps; pass 1 or more")
+        for name, path in (("out", out), ("tensorboard", tensorboard)):
+            if path is not None and not isinstance(path, str | Path):
+                raise AuditError(f"{name}={echoed(path)} is no path; pass a str or a pathlib.Path")
+        if on_alarm is not None and not callable(on_alarm):
+            raise AuditError(f"on_alarm={echoed(on_alarm)} cannot be called; pass a function that takes an alarm")
         self._every = every
         self._out = Path(out) if out is not None else None
         self._board = _Board(Path(tensorboard)) if tensorboard is not None else None
