@@ -125,6 +125,16 @@ def test_a_changed_design_script_or_run_is_refused(tmp_path: Path) -> None:
         resume(tmp_path / "out")
 
 
+def test_a_folder_of_an_older_version_is_called_that(tmp_path: Path) -> None:
+    prove(tmp_path / "out", experiment_for(script(tmp_path), seeds=2))
+    path = tmp_path / "out" / "circumstances.json"
+    facts = json.loads(path.read_text())
+    del facts["sha256"]
+    path.write_text(json.dumps(facts))
+    with pytest.raises(ProofError, match=r"circumstances\.json has no checksum: an older version of mezzotint wrote"):
+        resume(tmp_path / "out")
+
+
 def test_a_damaged_run_is_trained_again(tmp_path: Path) -> None:
     experiment = experiment_for(script(tmp_path), seeds=2)
     whole = prove(tmp_path / "out", experiment)

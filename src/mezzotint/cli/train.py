@@ -11,7 +11,7 @@ import typer
 
 from mezzotint.cli.options import refuse_all_but
 from mezzotint.cli.output import JsonOption, print_json, progress_console, result_console
-from mezzotint.errors import ConfigError, shortened
+from mezzotint.errors import ConfigError, UserError, shortened
 from mezzotint.files import read_regular
 
 if TYPE_CHECKING:
@@ -93,7 +93,12 @@ def _prepare(
                 "start a new run to change it"
             )
         run = RunDirectory.open(resume)
-        return _parsed(run.config_path), run, True
+        config = _parsed(run.config_path)
+        try:
+            _check_early(config)
+        except UserError as error:  # the file may have been changed
+            raise ConfigError(f"{run.config_path}: {error}") from None
+        return config, run, True
     if recipe is None:
         raise ConfigError("name a recipe or a TOML file, for example: mezzotint train tiny-1m (see --list)")
     config = _load(recipe)

@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from mezzotint.errors import PlanError
+from mezzotint.errors import PlanError, shortened
+from mezzotint.files import read_regular
 from mezzotint.hardware.devices import GIB, DeviceSpec, device_specs, find_device, parse_capability
 
 # what people mean when they name a card without its form
@@ -61,11 +62,11 @@ def _nearest(name: str, key: str) -> str:
 def _from_file(path: Path) -> DeviceSpec:
     """Read a card from TOML: `base` names a known one to start from, other keys replace its figures."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(read_regular(path).decode())
     except OSError as error:
-        raise PlanError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path} is not TOML: {error}") from None
+        raise PlanError(f"{shortened(path)} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:  # also numbers and nesting beyond what Python reads
+        raise PlanError(f"{path} is not TOML: {shortened(error)}") from None
     base = data.pop("base", None)
     if not isinstance(base, str):
         raise PlanError(f'{path} needs base = "NAME", the known card that it is most like; then give what differs')

@@ -13,7 +13,8 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from mezzotint.errors import PolicyError
+from mezzotint.errors import PolicyError, shortened
+from mezzotint.files import read_regular
 
 SCHEMA = "mezzotint.autocast/1"
 DEVICES = ("cuda", "cpu")
@@ -95,9 +96,11 @@ class Snapshot:
 def load_snapshot(path: Path) -> Snapshot:
     """Read a snapshot that `mezzotint policy --save` wrote; raises PolicyError where it is none."""
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise PolicyError(f"{path} is no snapshot of autocast's rules ({error}); write one with --save") from None
+        body = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError) as error:  # also numbers and nesting beyond what Python reads
+        raise PolicyError(
+            f"{shortened(path)} is no snapshot of autocast's rules ({shortened(error)}); write one with --save"
+        ) from None
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         raise PolicyError(f"{path} is no snapshot of autocast's rules (schema {SCHEMA}); write one with --save")
     try:

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from mezzotint.errors import ConfigError, ProofError
+from mezzotint.errors import ConfigError, ProofError, shortened
 from mezzotint.parity.design import Experiment
 
 HEADER = "# A design of `mezzotint prove`. Run it again with: mezzotint prove THIS_FILE\n"
@@ -30,23 +30,23 @@ def design_from_toml(text: str, origin: str) -> Experiment:
         return Experiment.from_json(values)
     except ConfigError as error:
         raise ProofError(f"{origin}: {error}") from None
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise ProofError(f"{origin} is no design of mezzotint prove: {error}") from None
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
+        raise ProofError(f"{origin} is no design of mezzotint prove: {shortened(error)}") from None
 
 
 def is_design(text: str) -> bool:
     """Return whether a TOML text is a design, and not a recipe."""
     try:
         return "arms" in tomllib.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
 def _parsed(text: str, origin: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except ValueError as error:
-        raise ProofError(f"{origin} is not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # also numbers and nesting beyond what Python reads
+        raise ProofError(f"{origin} is not TOML: {shortened(error)}") from None
 
 
 def _toml(value: Any) -> str:

@@ -59,7 +59,7 @@ def _profile(folder: ProofFolder, arm: Arm) -> StepProfile | None:
         try:
             text = (folder.run_path(arm.name, seed) / "profile.json").read_text(encoding="utf-8")
             return StepProfile.from_json(json.loads(text))
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             continue
     return None
 

@@ -26,6 +26,7 @@ from mezzotint.proving.design_file import design_from_toml, design_to_toml
 from mezzotint.training.rundir import RunDirectory
 
 SCHEMA = "mezzotint.run/1"
+_FIRST_KEYS = {"digest", "program", "command", "folder", "environment"}  # of circumstances.json since its first version
 
 
 class ProofFolder:
@@ -62,19 +63,8 @@ class ProofFolder:
         if not config.is_file() or not circumstances.is_file():
             what = "does not exist" if not path.exists() else "holds no design"
             raise ProofError(f"--resume {path}: it {what}; pass a folder that mezzotint prove made")
-        try:
-            text = read_regular(config).decode()
-            facts = json.loads(read_regular(circumstances))
-        except OSError as error:
-            raise ProofError(f"--resume {path}: its design cannot be read: {error.strerror or error}") from None
-        except (ValueError, RecursionError) as error:
-            raise ProofError(
-                f"--resume {path}: config.toml or circumstances.json is damaged ({shortened(error)}); start anew"
-            ) from None
-        experiment = design_from_toml(text, str(config))
-        seal = facts.pop("sha256", None) if isinstance(facts, dict) else None
-        if not isinstance(facts, dict) or seal != _seal(facts):
-            raise ProofError(f"{circumstances} is damaged: its checksum does not match its content; start anew")
+        facts = _circumstances(circumstances)
+        experiment = design_from_toml(_text(config), str(config))
         if facts.pop("digest", None) != experiment.digest:
             raise ProofError(
                 f"{config} was changed since the proof began (its digest is {experiment.digest} now); put it back, or "
@@ -171,6 +161,30 @@ class ProofFolder:
             f"{path} cannot be written: {what}; the runs of {kept} seed{'s' if kept != 1 else ''} are safe: make room "
             f"and go on with --resume {self.path}"
         )
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_regular(path).decode()
+    except OSError as error:
+        raise ProofError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ProofError(f"{path} is damaged ({shortened(error)}); start anew") from None
+
+
+def _circumstances(path: Path) -> dict[str, Any]:
+    """Return the circumstances without their checksum. Raises ProofError where it does not match them."""
+    text = _text(path)
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProofError(f"{path} is damaged ({shortened(error)}); start anew") from None
+    seal = facts.pop("sha256", None) if isinstance(facts, dict) else None
+    if isinstance(facts, dict) and seal is None and set(facts) >= _FIRST_KEYS:
+        raise ProofError(f"{path} has no checksum: an older version of mezzotint wrote this folder; start anew")
+    if not isinstance(facts, dict) or seal != _seal(facts):
+        raise ProofError(f"{path} is damaged: its checksum does not match its content; start anew")
+    return facts
 
 
 def _seal(facts: Mapping[str, Any]) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mezzotint.errors import ConfigError, ProofError
+from mezzotint.errors import ConfigError, ProofError, shortened
+from mezzotint.files import read_regular
 from mezzotint.parity.design import Arm, Experiment, Source
 from mezzotint.proving.design_file import design_from_toml, is_design
 from mezzotint.proving.design_text import DEFAULT_ARMS, choose_metrics, parse_arm, parse_metric
@@ -71,9 +72,9 @@ def _recipe(target: str) -> RunConfig:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path).decode()
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise ConfigError(f"{shortened(path)} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a UTF-8 text file; pass a TOML recipe") from None
 

@@ -6,6 +6,7 @@ a model takes follows from its main input and its head.
 
 import json
 import sys
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.errors import PlanError
+from mezzotint.errors import PlanError, shortened
+from mezzotint.files import read_regular
 
 _HEADS = (
     "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModelForImageClassification",
     "AutoModelForSpeechSeq2Seq", "AutoModelForCTC",
 )  # fmt: skip
+_SIZES = {
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"),
+    "experts": ("num_experts", "num_local_experts", "n_routed_experts"),
+    "width": ("hidden_size", "n_embd", "d_model", "dim"),
+    "inner width": ("intermediate_size", "n_inner", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim"),
+    "vocabulary": ("vocab_size",),
+    "others": (
+        "num_attention_heads", "num_key_value_heads", "n_head", "head_dim", "max_position_embeddings", "n_positions",
+        "image_size", "patch_size", "num_channels", "num_labels",
+    ),
+}  # fmt: skip
+_LARGEST = 10**9
+_MOST_MODULES = 10_000  # of layers or experts, each of which is built
+_TOO_MANY_PARAMETERS = 10**12
 _LONGEST = 2048
 _AUDIO_SECONDS = 10
 
@@ -33,16 +49,19 @@ def read_config(path: Path) -> Any:
     except ImportError:
         raise PlanError("--from-config needs transformers; install it: pip install transformers") from None
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise PlanError(f"{path} is no Hugging Face config ({error}); pass a model's config.json") from None
+        body = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError) as error:  # also numbers and nesting beyond what Python reads
+        raise PlanError(f"{path} is no Hugging Face config ({shortened(error)}); pass a model's config.json") from None
     kind = body.get("model_type") if isinstance(body, dict) else None
     if not isinstance(kind, str):
         raise PlanError(f"{path} has no model_type; pass a Hugging Face model's config.json")
     if kind not in transformers.CONFIG_MAPPING:
         close = get_close_matches(kind, list(transformers.CONFIG_MAPPING), n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "a newer transformers may"
-        raise PlanError(f"{path}: transformers {transformers.__version__} has no model_type {kind!r}; {hint}")
+        raise PlanError(
+            f"{path}: transformers {transformers.__version__} has no model_type {shortened(repr(kind))}; {hint}"
+        )
+    _check_sizes(body, path)  # some config classes make a list of all layers
     try:
         config = transformers.AutoConfig.for_model(**body)
     except Exception as error:  # whatever a config class finds wrong
@@ -50,6 +69,32 @@ def read_config(path: Path) -> Any:
         raise PlanError(f"{path} is no config of a {kind!r} model: {reason}") from None
     _model_class(config, path)
     return config
+
+
+def _check_sizes(body: Mapping[str, Any], path: Path) -> None:
+    """Raise PlanError, by arithmetic, where a config asks for a model that could not even be built."""
+    for part in (body, *(value for value in body.values() if isinstance(value, dict))):
+        largest = {kind: max((_count(part, key, path) for key in keys), default=0) for kind, keys in _SIZES.items()}
+        for kind in ("layers", "experts"):
+            if largest[kind] > _MOST_MODULES:
+                raise PlanError(f"{path}: {kind} are {largest[kind]:,}; they must be at most {_MOST_MODULES:,}")
+        width = largest["width"]
+        layer = 4 * width**2 + 2 * width * largest["inner width"]
+        parameters = largest["vocabulary"] * width + largest["layers"] * layer
+        if parameters >= _TOO_MANY_PARAMETERS:
+            raise PlanError(
+                f"{path}: the model has at least {parameters:.1e} parameters; it must have less than "
+                f"{_TOO_MANY_PARAMETERS:.0e}, so check hidden size, layers and vocabulary"
+            )
+
+
+def _count(part: Mapping[str, Any], key: str, path: Path) -> int:
+    value = part.get(key)
+    if not isinstance(value, (int, float)):
+        return 0  # what is no number is for the config's class to judge
+    if not 0 <= value <= _LARGEST:
+        raise PlanError(f"{path}: {key} is {shortened(value)}; it must be from 0 to {_LARGEST:,}")
+    return int(value)
 
 
 def _model_class(config: Any, path: Path) -> Any:
