@@ -68,6 +68,20 @@ def test_any_length_and_layout(size: int) -> None:
     assert list(range_stats(strided).exponents) == expected_exponents(strided.contiguous())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 4095, 4097, 8192 + 70])
+def test_words_of_16_bits_count_as_float32_does(dtype: torch.dtype, size: int) -> None:
+    words = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(dtype)
+    normal = words[(words.isfinite()) & ((words.abs() >= torch.finfo(dtype).smallest_normal) | (words == 0))]
+    order = torch.randperm(normal.numel(), generator=torch.Generator().manual_seed(size))
+    for source in (normal[order][:size], normal[:size], normal.flip(0)[:size], words[:size], words.flip(0)[:size]):
+        got = range_stats(source.contiguous())
+        assert list(got.exponents) == expected_exponents(source)
+        wide = range_stats(source.float())
+        assert (got.amax, got.smallest, got.zeros, got.nans) == (wide.amax, wide.smallest, wide.zeros, wide.nans)
+    assert list(range_stats(words).exponents) == expected_exponents(words)
+
+
 def test_layouts_and_parameters() -> None:
     source = moderate(count=3 * 4 * 5 * 6).view(3, 4, 5, 6)
     assert range_stats(source.permute(3, 0, 2, 1)) == range_stats(source)

@@ -529,6 +529,27 @@ def test_weights_that_have_stopped(make, optimizer, gradient, is_alarmed: bool):
     assert bool(_train_weight(make, optimizer, gradient)) == is_alarmed
 
 
+def test_the_variables_of_the_program_stay_its_own():
+    def program(lr: float) -> dict[str, object]:
+        settings = locals()
+        net = nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+        net(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        return settings
+
+    def caller() -> dict[str, object]:
+        settings, names = locals(), "x"
+        settings["added"] = names
+        program(0.1)
+        return settings
+
+    with Watch(every=1) as watch, mz.audit():
+        assert set(program(0.1)) == {"lr"}
+        assert set(caller()) == {"added", "program"}
+    assert watch.fault is None
+
+
 def test_a_guard_says_one_sentence(caplog: pytest.LogCaptureFixture):
     ended = []
     guard = Guard("a test", lambda: ended.append(1))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from mezzotint.trace.gradients import Gradients
 from mezzotint.trace.record import Event, Trace
 from mezzotint.trace.recorder import Recorder
 
@@ -207,3 +208,63 @@ def test_a_closure_is_forward_and_backward_though_an_optimizer_calls_it():
     assert {call.phase for call in trace.calls if call.name == "addmm"} == {"forward"}
     assert {call.phase for call in trace.calls if call.name == "mm"} == {"backward"}
     assert len(trace.steps) == 1
+
+
+class _Trainer:
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.strategy = {"optimizers": [optimizer]}
+
+
+_far = nn.Module  # a class of torch, whose attributes are not looked at
+
+
+def _accumulating(hold, *, is_reentrant: bool = False) -> dict[str, object]:
+    """Accumulate bfloat16 gradients, scaled and not, before the first step; return what the second pass found."""
+    torch.manual_seed(0)
+    net = nn.Linear(4, 2, dtype=torch.bfloat16)
+    held = hold(torch.optim.SGD(net.parameters(), lr=0.1))
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+
+    def loss() -> torch.Tensor:
+        x = torch.ones(3, 4, dtype=torch.bfloat16, requires_grad=True)
+        if is_reentrant:
+            return torch.utils.checkpoint.checkpoint(net, x, use_reentrant=True).float().mean()
+        return net(x.detach()).float().mean()
+
+    with Recorder(has_ranges=False) as recorder:
+        loss().backward()
+        scaler.scale(loss()).backward()
+    del held
+    second = [one for one in recorder.trace().events if one.name == "backward" and not one.facts["is_nested"]][1]
+    return {name: second.facts[name] for name in ("num_written", "num_mixed", "num_rounded")}
+
+
+def _holds_far(optimizer: torch.optim.Optimizer) -> None:
+    _far._held_by_a_test = optimizer
+
+
+@pytest.mark.parametrize("is_reentrant", [False, True])
+@pytest.mark.parametrize(
+    ("hold", "num_searches"),
+    [
+        (lambda one: one, 0),
+        (_Trainer, 0),
+        (lambda one: [_Trainer(one).strategy.values], 0),
+        (lambda one: lambda: one, 0),
+        (_holds_far, 1),
+    ],
+    ids=["variable", "attribute", "builtin method", "closure", "elsewhere"],
+)
+def test_optimizers_are_found_wherever_they_are(monkeypatch, hold, num_searches: int, is_reentrant: bool):
+    searches = []
+    find = Gradients.find_optimizers
+    monkeypatch.setattr(Gradients, "find_optimizers", lambda self: (searches.append(1), find(self)))
+    try:
+        found = _accumulating(hold, is_reentrant=is_reentrant)
+    finally:
+        if hasattr(_far, "_held_by_a_test"):
+            del _far._held_by_a_test
+    assert found == {"num_written": 2, "num_mixed": 2, "num_rounded": 2}
+    assert len(searches) <= 1
+    if not is_reentrant:  # else the inputs are leaves, too, that no optimizer holds
+        assert len(searches) == num_searches

@@ -19,6 +19,7 @@ COUNT_STEP = _LANES * _UNROLL
 # a lane counts up to 255, and 16 bits hold the sum of all lanes
 COUNT_LIMIT = COUNT_STEP * 255
 MASK_STEP = 64
+WORD_STEP = _LANES * 2
 
 
 @intrinsic
@@ -71,6 +72,58 @@ def mask_between(_context: Any, array: Any, start: Any, limit: Any) -> Any:
         lowered = builder.sub(builder.load(place, align=1), ir.Constant(vector, [1] * MASK_STEP))  # 0 becomes 255
         is_within = builder.icmp_unsigned("<", lowered, _splat(builder, args[2], vector))
         return builder.bitcast(is_within, _I64)
+
+    return signature, generate
+
+
+@intrinsic
+def word_exponents(_context: Any, words: Any, length: Any, shift: Any, fields: Any) -> Any:
+    """Write the exponent fields of the first `length` 16-bit words, a multiple of WORD_STEP other than 0, as bytes.
+
+    Returns the largest word without its sign, in the upper 16 bits, and the smallest less 1, where 0 counts as 65535.
+    """
+    signature = types.uint32(words, types.int64, types.uint16, fields)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target = (make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3))
+        vector, narrow = ir.VectorType(_I16, _LANES), ir.VectorType(_I8, _LANES)
+        shifts = _splat(builder, args[2], vector)
+        before = builder.block
+        loop, done = builder.append_basic_block("fields"), builder.append_basic_block("written")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        index = builder.phi(_I64)
+        index.add_incoming(_I64(0), before)
+        ends = [(builder.phi(vector), builder.phi(vector)) for _ in range(WORD_STEP // _LANES)]
+        found = []
+        for unrolled, (top, bottom) in enumerate(ends):
+            start = builder.add(index, _I64(unrolled * _LANES))
+            place = builder.bitcast(builder.gep(source, [start]), vector.as_pointer())
+            word = builder.and_(builder.load(place, align=2), ir.Constant(vector, [0x7FFF] * _LANES))
+            less = builder.sub(word, ir.Constant(vector, [1] * _LANES))  # 0 becomes the largest
+            field = builder.trunc(builder.lshr(word, shifts), narrow)
+            builder.store(field, builder.bitcast(builder.gep(target, [start]), narrow.as_pointer()), align=1)
+            higher = builder.select(builder.icmp_unsigned(">", word, top), word, top)
+            lower = builder.select(builder.icmp_unsigned("<", less, bottom), less, bottom)
+            for phi, first, following in ((top, 0, higher), (bottom, 0xFFFF, lower)):
+                phi.add_incoming(ir.Constant(vector, [first] * _LANES), before)
+                phi.add_incoming(following, loop)
+            found.append((higher, lower))
+        following = builder.add(index, _I64(WORD_STEP))
+        index.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, args[1]), loop, done)
+        builder.position_at_end(done)
+        top, bottom = found[0]
+        for higher, lower in found[1:]:
+            top = builder.select(builder.icmp_unsigned(">", higher, top), higher, top)
+            bottom = builder.select(builder.icmp_unsigned("<", lower, bottom), lower, bottom)
+        results = []
+        for name, value in (("umax", top), ("umin", bottom)):
+            reduce = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(_I16, [vector]), f"llvm.vector.reduce.{name}.v{_LANES}i16"
+            )
+            results.append(builder.zext(builder.call(reduce, [value]), _I32))
+        return builder.or_(builder.shl(results[0], _I32(16)), results[1])
 
     return signature, generate
 

@@ -1,8 +1,10 @@
 """Which gradients carry a loss scale: known optimizers, what each backward pass wrote, and what unscaling took off."""
 
 import gc
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import compress
+from types import CellType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import WeakSet
 
@@ -11,9 +13,12 @@ from torch.optim import Optimizer
 
 from mezzotint.torch_internals.autograd import version_of
 from mezzotint.trace.addresses import address_of, is_fake
+from mezzotint.trace.variables import variables_of
 
 Fingerprint = tuple[int, int]
 _WIDE = 4  # bytes of float32
+_MAX_VISITED = 2000  # objects that are looked at near the callers of a backward pass
+_NO_HOLDERS = (type, ModuleType, Tensor, str, bytes, int, float, complex, type(None))
 
 
 class Gradients:
@@ -25,9 +30,37 @@ class Gradients:
         # absent where the gradient is 0 or not known
         self._scalers: dict[int, int] = {}
         self._mixed: set[int] = set()  # weights whose gradient is the sum of a scaled and an unscaled one
+        self._open: list[dict[int, Fingerprint]] = []  # of the backward passes under way
+        self.is_complete = False  # whether every optimizer that exists is known
+
+    def meet(self, roots: Any, caller: FrameType | None) -> None:
+        """Make known the optimizers of all weights that a backward pass from these roots can write.
+
+        They are sought near the variables of the caller and of its callers. Only where these leave a weight without
+        an optimizer, all objects of the process are looked through, once: that takes a tenth of a second.
+        """
+        if self.is_complete:
+            return
+        missing = {id(leaf) for leaf in _leaves(roots)} - {id(weight) for weight in self.weights()}
+        if not missing:
+            return
+        known = set(self.optimizers)
+        for optimizer in _optimizers_near(caller):
+            self.optimizers.add(optimizer)
+            missing -= {id(weight) for weight in weights_of(optimizer)}
+            if not missing:
+                break
+        else:
+            self.find_optimizers()
+        for optimizer in set(self.optimizers) - known:
+            for weight in weights_of(optimizer):
+                if weight.grad is not None:
+                    for before in self._open:
+                        before.setdefault(id(weight), _fingerprint(weight.grad))
 
     def find_optimizers(self) -> None:
         """Add the optimizers that exist already."""
+        self.is_complete = True
         kinds, found = {Optimizer}, [Optimizer]
         while found:
             new = [one for one in found.pop().__subclasses__() if one not in kinds]
@@ -43,8 +76,14 @@ class Gradients:
             yield from weights_of(optimizer)
 
     def before_backward(self) -> dict[int, Fingerprint]:
-        """Return how each gradient looks now."""
-        return {id(weight): _fingerprint(weight.grad) for weight in self.weights() if weight.grad is not None}
+        """Return how each gradient looks now; `end_backward` takes it back."""
+        before = {id(weight): _fingerprint(weight.grad) for weight in self.weights() if weight.grad is not None}
+        self._open.append(before)
+        return before
+
+    def end_backward(self, before: dict[int, Fingerprint]) -> None:
+        """Note that a backward pass has ended, with an error perhaps."""
+        self._open = [one for one in self._open if one is not before]
 
     def after_backward(self, before: dict[int, Fingerprint], *, scaler: int) -> dict[str, int]:
         """Note the gradients that a backward pass wrote, of a loss scaled by `scaler` (0: by none).
@@ -118,6 +157,50 @@ def weights_of(optimizer: Any) -> Iterator[Tensor]:
     """Yield an optimizer's weights."""
     for group in getattr(optimizer, "param_groups", ()):
         yield from (weight for weight in group["params"] if isinstance(weight, Tensor))
+
+
+def _leaves(roots: Any) -> Iterator[Tensor]:
+    """Yield the leaves of the graph under tensors or edges of it."""
+    nodes: list[Any] = []
+    for root in roots if isinstance(roots, (tuple, list)) else (roots,):
+        node = root.grad_fn if isinstance(root, Tensor) else getattr(root, "node", None)
+        if node is None and isinstance(root, Tensor) and root.requires_grad:
+            yield root
+        nodes.append(node)
+    seen: set[Any] = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__ == "AccumulateGrad":
+            yield node.variable
+        else:
+            nodes.extend([following for following, _ in getattr(node, "next_functions", ())])
+
+
+def _optimizers_near(frame: FrameType | None) -> Iterator[Optimizer]:
+    """Yield the optimizers that the variables of a frame and of its callers hold, the nearest first."""
+    waiting: deque[Any] = deque()
+    while frame is not None:
+        waiting.extend(variables_of(frame).values())
+        frame = frame.f_back
+    seen: set[int] = set()
+    kept = []  # an id is another object's once its object is gone
+    while waiting and len(seen) < _MAX_VISITED:
+        one = waiting.popleft()
+        if issubclass(type(one), _NO_HOLDERS) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        kept.append(one)
+        if issubclass(type(one), Optimizer):
+            yield one
+        elif isinstance(one, FunctionType):
+            waiting.extend(one.__closure__ or ())
+        elif isinstance(one, MethodType):
+            waiting.append(one.__self__)
+        elif isinstance(one, CellType) or gc.is_tracked(one):
+            waiting.extend(gc.get_referents(one))
 
 
 def _fingerprint(grad: Tensor) -> Fingerprint:

@@ -3,8 +3,6 @@
 A wrapper that only passes calls on (DistributedDataParallel, torch.compile's) adds no segment of its own.
 """
 
-import inspect
-import sys
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any
@@ -13,6 +11,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from mezzotint.torch_internals import tensors
+from mezzotint.trace.variables import variables_of
 
 _WRAPPED_BY = {"DistributedDataParallel": "module", "DataParallel": "module", "OptimizedModule": "_orig_mod"}
 _ANONYMOUS = frozenset({"self", "module", "mod", "input", "args", "_"})
@@ -100,12 +99,7 @@ def _variable(module: nn.Module, frame: FrameType | None) -> str | None:
 
 
 def _holder(module: nn.Module, frame: FrameType) -> str | None:
-    try:
-        return _holder_among(module, frame.f_globals, frame.f_locals)
-    finally:
-        if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
-            # the frame keeps the copy that it has just made of its variables, and with it the tensors among them
-            frame.f_locals.clear()
+    return _holder_among(module, frame.f_globals, variables_of(frame))
 
 
 def _holder_among(module: nn.Module, *scopes: Mapping[str, Any]) -> str | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.torch_internals import tensors
+from mezzotint.trace.variables import variables_of
 
 
 def operands_of(error: BaseException) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def _tensors(expression: ast.AST, frame: FrameType) -> "list[Tensor]":
 
 def _value(node: ast.AST, frame: FrameType) -> Any:
     if isinstance(node, ast.Name):
-        return frame.f_locals.get(node.id, frame.f_globals.get(node.id))
+        return variables_of(frame).get(node.id, frame.f_globals.get(node.id))
     if isinstance(node, ast.Attribute):
         owner = _value(node.value, frame)
         if isinstance(owner, torch.nn.Module):

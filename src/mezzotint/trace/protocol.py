@@ -109,10 +109,9 @@ class Protocol:
                     self._plain("scheduler.step", lambda one, *_a, **_k: {"class": type(one).__name__}),
                 )
         wrap(torch, "save", self._save)
-        if self._optimizers is None:
-            self.gradients.find_optimizers()
-        else:
+        if self._optimizers is not None:
             self.gradients.optimizers.update(self._optimizers)
+            self.gradients.is_complete = True
 
     def remove(self) -> None:
         """Put everything back."""
@@ -228,7 +227,7 @@ class Protocol:
         builds_graph = bool(args[2]) if len(args) > 2 else False
         facts = self._root_facts(roots, lane)
         first = len(tape.log)
-        before = {} if is_grad else self._gradients_before()
+        before = {} if is_grad else self._gradients_before(roots)
         base, lane.base = lane.base, len(lane.modules)
         depth, lane.update_depth = lane.update_depth, 0
         tape.graph_depth += builds_graph
@@ -239,6 +238,7 @@ class Protocol:
                 result = original(roots, *args, **kwargs)
         finally:
             tape.graph_depth -= builds_graph
+            self.gradients.end_backward(before)
             lane.base, lane.update_depth = base, depth
         if is_grad:
             facts["results"] = [_address(one) for one in result if isinstance(one, Tensor)]
@@ -250,9 +250,10 @@ class Protocol:
         self.note(name, lane, facts, first=first, depth=3)
         return result
 
-    def _gradients_before(self) -> dict[int, tuple[int, int]]:
+    def _gradients_before(self, roots: Any) -> dict[int, tuple[int, int]]:
         """Return how each gradient looks before a backward pass; one that was filled with 0 by hand is known again."""
         makers, log = self._tape.makers, self._tape.log
+        self.gradients.meet(roots, sys._getframe(3))
         zeroed = []
         for weight in self.gradients.weights():
             maker = makers.get(_address(weight.grad), UNKNOWN) if weight.grad is not None else UNKNOWN
