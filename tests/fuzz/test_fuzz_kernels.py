@@ -1,11 +1,13 @@
 """Tensors of all kinds given to the rounding and statistics of tensors: the oracle's numbers, or one of our errors."""
 
 import math
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
-from hostile import examples
+from hostile import examples, in_child
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,6 +23,10 @@ DTYPES = (
     *(torch.float8_e8m0fnu, torch.int8, torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float4_e2m1fn_x2),
 )
 SPECIAL = (0.0, -0.0, math.inf, -math.inf, math.nan, 2.0**-149, 65520.0, 448.0, 464.0, 3.4028234663852886e38, 1.0)
+
+
+class Subclass(torch.Tensor):
+    """A tensor that somebody else has changed."""
 
 
 @st.composite
@@ -57,8 +63,76 @@ def laid_out(draw: st.DrawFn, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def dangerous() -> st.SearchStrategy[Callable[[], Tensor]]:
+    """Makers of tensors whose numbers cannot be read at an address, or not all of them."""
+
+    def freed() -> Tensor:
+        tensor = torch.randn(64)
+        tensor.untyped_storage().resize_(0)
+        return tensor
+
+    def half_freed() -> Tensor:
+        tensor = torch.randn(1 << 20)
+        tensor.untyped_storage().resize_(64)
+        return tensor
+
+    def wrapped(function: Callable[[Tensor], Any]) -> Callable[[], Tensor]:
+        def make() -> Tensor:
+            kept: list[Tensor] = []
+
+            def keep(tensor: Tensor) -> Tensor:
+                kept.append(tensor)
+                return tensor * 1
+
+            function(keep)  # type: ignore[arg-type]
+            return kept[0]
+
+        return make
+
+    makers: list[Callable[[], Tensor]] = [
+        freed,
+        half_freed,
+        lambda: torch._efficientzerotensor(64),
+        lambda: torch.empty(64, device="meta"),
+        lambda: torch.randn(8, 8).to_sparse(),
+        lambda: torch.randn(8, 8).to_sparse_csr(),
+        lambda: torch.randn(8, 8).to_mkldnn(),
+        lambda: torch.quantize_per_tensor(torch.randn(64), 0.1, 0, torch.qint8),
+        lambda: torch.nested.nested_tensor([torch.randn(3), torch.randn(5)]),
+        lambda: torch.nested.nested_tensor([torch.randn(3), torch.randn(5)], layout=torch.jagged),
+        lambda: torch.randn(64).as_subclass(Subclass),
+        lambda: torch.randn(64, dtype=torch.complex64).conj().imag,  # a negative view
+        lambda: torch.nn.Parameter(torch.randn(64)),
+        lambda: torch.nn.UninitializedParameter(),
+        lambda: torch.nn.Buffer(torch.randn(64)),
+        lambda: torch.empty(64, dtype=torch.float4_e2m1fn_x2),
+        wrapped(lambda keep: torch.vmap(keep)(torch.randn(4, 8))),
+        wrapped(lambda keep: torch.func.grad(lambda x: keep(x).sum())(torch.randn(8))),
+        wrapped(lambda keep: torch.func.jvp(keep, (torch.randn(8),), (torch.ones(8),))),
+        wrapped(lambda keep: torch.func.functionalize(keep)(torch.randn(8))),
+        fake,
+    ]
+    return st.sampled_from(makers)
+
+
+@cache
+def load_jvp() -> None:
+    """Let torch load what forward mode needs, once and not in every child."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.func.jvp(torch.sin, (torch.ones(1),), (torch.ones(1),))
+
+
+def fake() -> Tensor:
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        return torch.randn(64)
+
+
 CALLS: dict[str, Callable[[Tensor], Any]] = {
     "round_to e4m3": lambda x: kernels.round_to(x, "e4m3"),
+    "round_to in place": lambda x: kernels.round_to(x, "bfloat16", out=x),
     "round_to at random": lambda x: kernels.round_to(x, "bfloat16", rounding=Rounding.STOCHASTIC, seed=3),
     "encode": lambda x: kernels.encode(x, "e5m2"),
     "decode": lambda x: kernels.decode_codes(x, "e4m3"),
@@ -69,9 +143,7 @@ CALLS: dict[str, Callable[[Tensor], Any]] = {
 
 
 def same(one: float, other: float) -> bool:
-    return (math.isnan(one) and math.isnan(other)) or (
-        one == other and math.copysign(1, one) == math.copysign(1, other)
-    )
+    return (math.isnan(one) and math.isnan(other)) or (one == other and math.copysign(1, one) == math.copysign(1, other))
 
 
 @examples(150)
@@ -141,3 +213,23 @@ def test_blocks_equal_their_codes(source: Tensor, fmt: Any, axis: int) -> None:
     again = kernels.quantize_blocks(source, fmt, axis=axis).numbers()
     assert rounded.shape == source.shape
     assert torch.equal(rounded.nan_to_num(-7.0), again.nan_to_num(-7.0))
+
+
+@examples(40)
+@given(dangerous(), st.sampled_from(sorted(CALLS)))
+def test_no_call_crashes_on_a_tensor_without_memory(make: Callable[[], Tensor], name: str) -> None:
+    load_jvp()
+
+    def work() -> str:
+        warnings.simplefilter("ignore")
+        source = make()
+        try:
+            CALLS[name](source)
+        except MezzotintError as error:
+            return str(error)
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            # torch's own word on an operation that this kind of tensor does not have
+            return f"{type(error).__name__}: {error}"
+        return "done"
+
+    in_child(work)
