@@ -7,6 +7,7 @@ until something is written.
 
 import ctypes
 import mmap
+import weakref
 from typing import Any
 
 import torch
@@ -27,16 +28,17 @@ class Addresses:
 
     def __init__(self, values: Values) -> None:
         self._values = values
-        self._mapped: dict[int, tuple[int, int, mmap.mmap]] = {}
+        self._mapped: dict[int, tuple[int, int, Any]] = {}
+        self._memory: list[mmap.mmap] = []  # pointers to it may outlive the storage
 
     def of_storage(self, storage: Any) -> int:
         """Return the address of a storage without data, 0 for an empty one. Raises GhostError where none is left."""
-        nbytes = storage.nbytes()
+        nbytes = int(storage.nbytes())
         if not nbytes:
             return 0
         number = storage_number(storage)
         found = self._mapped.get(number)
-        if found is None or found[0] < nbytes:
+        if found is None or found[0] < nbytes or found[2]() is None:
             try:
                 memory = mmap.mmap(-1, nbytes, flags=_FLAGS)
             except (OSError, ValueError, OverflowError):
@@ -45,7 +47,8 @@ class Addresses:
                     "of addresses of that size is free; leave out the code that reads the bytes of tensors"
                 ) from None
             address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-            found = self._mapped[number] = nbytes, address, memory
+            found = self._mapped[number] = nbytes, address, weakref.ref(storage)
+            self._memory.append(memory)
             self._values.note(_NOTE)
         return found[1]
 
@@ -54,7 +57,7 @@ class Addresses:
         original = torch.UntypedStorage.data_ptr
 
         def of_any(storage: Any) -> int:
-            return self.of_storage(storage) if storage.device.type == "meta" else original(storage)
+            return self.of_storage(storage) if storage.device.type == "meta" else int(original(storage))
 
         def of_tensor(tensor: Any) -> int:
             with disable_torch_dispatch(), disable_torch_function():

@@ -64,10 +64,8 @@ class CompiledRegions:
 
     def install(self) -> None:
         """Listen to every module; a hook on the compiled one would be copied and saved with it."""
-        self._removers = [
-            register_module_forward_pre_hook(self._enter).remove,
-            register_module_forward_hook(self._leave, always_call=True).remove,
-        ]
+        self._removers.append(register_module_forward_pre_hook(self._enter).remove)
+        self._removers.append(register_module_forward_hook(self._leave, always_call=True).remove)
 
     def remove(self) -> None:
         """Take the hooks back."""

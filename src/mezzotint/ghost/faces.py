@@ -53,6 +53,7 @@ class Faces:
         if not self._key_name:
             raise GhostError(f"torch {torch.__version__} has no unused dispatch key between autograd and autocast")
         self.key = getattr(dispatch.DispatchKey, self._key_name)
+        self._saved = dispatch.is_key_included(self.key), dispatch.is_key_excluded(self.key)
         after = dispatch.keys_after(self.key)
         has_kernel = dispatch.has_kernel_at
         libraries: dict[str, Any] = {}
@@ -63,15 +64,12 @@ class Faces:
                 continue
             if namespace not in libraries:
                 libraries[namespace] = dispatch.dispatch_library("IMPL", namespace, self._key_name)
+                self._libraries.append(libraries[namespace])
             packet = getattr(getattr(torch.ops, namespace), base, None)
             if packet is None:
                 continue
             operation = getattr(packet, overload or "default")
             libraries[namespace].impl(rest, self._key_name, self._kernel(operation, after), True)
-        self._libraries.extend(libraries.values())
-        included = dispatch.is_key_included(self.key)
-        excluded = dispatch.is_key_excluded(self.key)
-        self._saved = (included, excluded)
         dispatch.set_key_excluded(self.key, False)
         dispatch.set_key_included(self.key, True)
 

@@ -22,10 +22,8 @@ class Owners:
 
     def install(self) -> None:
         """Begin to listen to every optimizer."""
-        self._removers = [
-            register_optimizer_step_pre_hook(self._before).remove,
-            register_optimizer_step_post_hook(self._after).remove,
-        ]
+        self._removers.append(register_optimizer_step_pre_hook(self._before).remove)
+        self._removers.append(register_optimizer_step_post_hook(self._after).remove)
 
     def remove(self) -> None:
         """Stop listening."""

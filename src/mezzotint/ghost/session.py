@@ -266,7 +266,8 @@ def _patch_fake_tensor(patches: Patches, values: Values) -> None:
         return _zeros_of(self, values).__dlpack__()
 
     def reduce(self: Any, protocol: Any) -> Any:
-        return _zeros_of(self, values).__reduce_ex__(protocol)
+        zeros: Any = _zeros_of(self, values)
+        return zeros.__reduce_ex__(protocol)
 
     def share(self: Any) -> Any:
         values.note("shared memory of a tensor")
