@@ -63,6 +63,8 @@ def test_a_state_that_is_not_finite_never_reaches_a_weight(name, policy):
     assert update(model, engine).stepped
     first = optimizer.param_groups[0]["params"][0]
     kept = copy.deepcopy(optimizer.state[first])
+    formats = {str(t.dtype) for t in kept.values() if isinstance(t, torch.Tensor) and t.dim() and t.is_floating_point()}
+    assert formats <= {f"torch.{engine.policy.state}"}
     for key, value in kept.items():
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             continue
@@ -74,6 +76,16 @@ def test_a_state_that_is_not_finite_never_reaches_a_weight(name, policy):
             assert same(numbers(model, optimizer), before)
             optimizer.state[first][key].data.copy_(value)
     assert update(model, engine).stepped
+
+
+@pytest.mark.parametrize("settings", [{"foreach": False}, {"foreach": True}, {"fused": True}])
+def test_states_that_are_there_already_take_the_format_of_the_policy(settings):
+    model = nn.Linear(16, 16)
+    optimizer = torch.optim.Adagrad(model.parameters(), initial_accumulator_value=1 / 3, **settings)
+    engine = mz.Engine(model, optimizer, policy="bf16-pure")
+    assert update(model, engine).stepped
+    assert {state["sum"].dtype for state in optimizer.state.values()} == {torch.bfloat16}
+    assert all(state["step"].dtype is torch.float32 for state in optimizer.state.values())
 
 
 @pytest.mark.parametrize(

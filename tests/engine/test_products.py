@@ -97,7 +97,8 @@ def test_a_model_without_such_layers_is_refused() -> None:
 def test_a_head_tied_to_an_embedding_stays_as_it_is() -> None:
     def types(is_head_tied: bool) -> tuple[type, int]:
         model = GPT(GPTConfig(vocab_size=64, dim=32, ffn_dim=64, num_layers=1, is_head_tied=is_head_tied))
-        mz.Engine(model, torch.optim.AdamW(model.parameters()), policy="fp8-mixed")
+        engine = mz.Engine(model, torch.optim.AdamW(model.parameters()), policy="fp8-mixed")
+        assert engine.models["model"] is model  # alive: a collected engine gives the layers back
         return type(model.head), sum(isinstance(m, RoundedLinear) for m in model.modules())
 
     assert types(True) == (nn.Linear, 5)

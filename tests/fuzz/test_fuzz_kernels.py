@@ -143,7 +143,9 @@ CALLS: dict[str, Callable[[Tensor], Any]] = {
 
 
 def same(one: float, other: float) -> bool:
-    return (math.isnan(one) and math.isnan(other)) or (one == other and math.copysign(1, one) == math.copysign(1, other))
+    return (math.isnan(one) and math.isnan(other)) or (
+        one == other and math.copysign(1, one) == math.copysign(1, other)
+    )
 
 
 @examples(150)

@@ -33,6 +33,7 @@ from mezzotint.engine.lane import Lane
 from mezzotint.engine.optimizer_states import (
     LARGEST_SAFE_NORM,
     Trial,
+    cast_states,
     find_nonfinite,
     norm_of,
     scales_by_weights,
@@ -166,6 +167,8 @@ class Engine:
         installed = self._installed
         originals = installed.originals
         cast_parameters(self.models.values(), casting.torch_dtype(self.policy.params), originals, installed.gradients)
+        for optimizer in self.optimizers.values():
+            cast_states(optimizer, casting.torch_dtype(self.policy.state), installed.states)
         if self.policy.reduce == "float32":
             keep_gradients_float32(self._names, installed.gradient_dtypes)
         if self.policy.update is Update.PLAIN:

@@ -4,7 +4,7 @@ import gc
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -31,6 +31,7 @@ class Installed:
     shadowed: dict[str, ShadowedWeights] = field(default_factory=dict)
     originals: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     gradients: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    states: list[tuple[dict[str, Any], str, Tensor]] = field(default_factory=list)
     gradient_dtypes: list[nn.Parameter] = field(default_factory=list)
 
     def take_off(self, *, restore: bool = False) -> None:
@@ -55,6 +56,8 @@ class Installed:
                 parameter.data = values
                 parameter.grad_dtype = values.dtype
                 parameter.grad = self.gradients.get(parameter)
+            for state, name, value in self.states:
+                state[name] = value
         for held in (self.handles, self.layers, self.gradient_dtypes):
             held.clear()
         self.shadowed.clear()
@@ -64,6 +67,7 @@ class Installed:
         """Forget what the models were before: nothing is going to be restored."""
         self.originals.clear()
         self.gradients.clear()
+        self.states.clear()
 
 
 def engines_to_replace(models: Mapping[str, nn.Module], parameters: Sequence[Tensor]) -> list["Engine"]:

@@ -19,6 +19,9 @@ from torch.optim import Adafactor, Optimizer
 # sums of squares over 10^8 steps, as Adagrad keeps them, stay within it too.
 LARGEST_SAFE_NORM = 1e15
 
+_CAST = (torch.float32, torch.bfloat16, torch.float16)
+_COUNTS = ("step", "eta", "mu", "mu_product")  # single numbers in any optimizer of torch
+
 # a state: its parameter, its name in the optimizer, its numbers
 State = tuple[nn.Parameter, str, Tensor]
 
@@ -33,6 +36,19 @@ def states_of(optimizer: Optimizer) -> list[State]:
         for name, value in optimizer.state[parameter].items()
         for tensor in _tensors(value)
     ]
+
+
+def cast_states(optimizer: Optimizer, dtype: torch.dtype, changed: list[tuple[dict[str, Any], str, Tensor]]) -> None:
+    """Store in `dtype` what an optimizer keeps for its parameters already; add what it was to `changed`.
+
+    Adagrad makes its sums when it is made, in the parameters' dtype of then. Single numbers that count stay.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            is_count = not isinstance(value, Tensor) or (value.dim() == 0 and (parameter.dim() > 0 or name in _COUNTS))
+            if not is_count and value.is_floating_point() and value.dtype in _CAST and value.dtype is not dtype:
+                changed.append((state, name, value))
+                state[name] = value.to(dtype)
 
 
 def norm_of(tensors: Iterable[Tensor]) -> float:
