@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mezzotint as mz
 from mezzotint.auditing.fitting import FirstSteps
+from mezzotint.auditing.script import Ending, parse_target, run_target
 from mezzotint.errors import AuditError
 from mezzotint.patches import Guard, Patches
 from mezzotint.trace import mode, recorder
@@ -84,7 +85,7 @@ def observing_functions() -> dict[str, types.FunctionType]:
     sys.setprofile(note)
     try:
         with Watch(every=1):
-            train()
+            train(2)
     finally:
         sys.setprofile(None)
     functions = {one.__code__: one for one in gc.get_objects() if type(one) is types.FunctionType}
@@ -119,7 +120,8 @@ _ENDINGS = {
 }
 
 
-def test_a_fault_anywhere_leaves_the_training_alone(plain: list[torch.Tensor], caplog: pytest.LogCaptureFixture):
+def test_a_fault_anywhere_leaves_the_training_alone(caplog: pytest.LogCaptureFixture):
+    plain = train(2)
     functions = observing_functions()
     assert len(functions) > 100
     for name, function in sorted(functions.items()):
@@ -130,7 +132,7 @@ def test_a_fault_anywhere_leaves_the_training_alone(plain: list[torch.Tensor], c
         function.__code__ = _raises.__code__
         try:
             with watch:
-                result = train()
+                result = train(2)
         except RuntimeError as error:
             is_ours.append(error)
         finally:
@@ -271,6 +273,25 @@ def test_callbacks_of_trainers_beside_others(plain: list[torch.Tensor]):
 def test_two_audits_are_still_refused():
     with mz.audit(), pytest.raises(AuditError, match="leave the outer audit"), mz.audit():
         pass
+
+
+def test_an_audit_in_a_script_under_the_command(tmp_path: Path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import torch, mezzotint as mz\n"
+        "net = torch.nn.Linear(2, 2)\n"
+        "optimizer = torch.optim.SGD(net.parameters(), lr=0.1)\n"
+        "with mz.audit(steps=1) as audit:\n"
+        "    for _ in range(2):\n"
+        "        net(torch.ones(1, 2)).sum().backward()\n"
+        "        optimizer.step()\n"
+        "assert audit.is_skipped and audit.num_steps == 0 and audit.verdict\n"
+        "assert any('recorded nothing' in note for note in audit.trace.notes)\n"
+        "mz.assert_policy(lambda: (net(torch.ones(1, 2)).sum().backward(), optimizer.step()), 'bf16')\n"
+    )
+    outcome = run_target(parse_target(str(script), (), is_module=False), steps=3, has_ranges=False)
+    assert (outcome.ending, outcome.text) == (Ending.END, None)
+    assert len(outcome.trace.steps) == 3
 
 
 def test_nested_watches_and_exits_in_any_order(plain: list[torch.Tensor]):

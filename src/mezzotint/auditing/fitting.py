@@ -57,6 +57,8 @@ class FirstSteps:
             except BusyError:
                 logger.warning("an audit is recording already: the audit by callback skips its turn")
                 return
+            if one.is_skipped:
+                return
             self._open = one
 
     def step_ended(self) -> None:

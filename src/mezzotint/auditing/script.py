@@ -142,6 +142,8 @@ def run_target(
 class _Stopper(Recorder):
     """A recorder that insists."""
 
+    is_command = True
+
     def __init__(
         self, *, steps: int | None, has_ranges: bool, on_stuck: Callable[[Trace], None] | None, is_in_rounds: bool
     ) -> None:

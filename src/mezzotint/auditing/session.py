@@ -6,6 +6,7 @@ print(audit.verdict, audit.findings)
 audit.write_report("audit.html")
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from mezzotint.findings import Finding
 from mezzotint.policy.policy import Policy
 from mezzotint.rules.judge import Judgement, judge
 from mezzotint.trace.record import Trace
-from mezzotint.trace.recorder import Enough, Recorder
+from mezzotint.trace.recorder import BusyError, Enough, Recorder
+
+logger = logging.getLogger("mezzotint")
+_SKIPPED = "the command `mezzotint audit` records this program: mz.audit in it recorded nothing of its own"
 
 
 class audit:  # noqa: N801  used as a verb: with mz.audit():
@@ -23,7 +27,8 @@ class audit:  # noqa: N801  used as a verb: with mz.audit():
     `steps` ends the body after that many training steps (at the next backward pass; None: it runs to its end).
     `policy` is what the program is meant to do, as a Policy or text; without it, the policy is inferred from what ran.
     `has_ranges=False` leaves out the ranges of tensors, which cost most of the time. What the body computes is the same
-    to the bit. Raises AuditError inside another audit.
+    to the bit. Raises AuditError inside another `mz.audit`. In a script that the command `mezzotint audit` runs, the
+    body runs to its end and nothing is recorded here: `is_skipped` is True, and the trace is empty but for a note.
     """
 
     def __init__(
@@ -34,17 +39,27 @@ class audit:  # noqa: N801  used as a verb: with mz.audit():
                 f"steps={echoed(steps)} is not a number of steps; pass 1 or more, or None to watch to the end"
             )
         self._declared = Policy.parse(policy) if policy is not None else None
+        self.is_skipped = False
         self._recorder = Recorder(steps=steps, has_ranges=has_ranges)
         self._trace: Trace | None = None
         self._judgement: Judgement | None = None
 
     def __enter__(self) -> "audit":
         """Begin to watch."""
-        self._recorder.__enter__()
+        try:
+            self._recorder.__enter__()
+        except BusyError as error:
+            if not error.is_command:
+                raise
+            self.is_skipped = True
+            self._recorder.notes.append(_SKIPPED)
+            logger.warning(_SKIPPED)
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
         """Stop; the exception that ends the body after `steps` steps goes no further."""
+        if self.is_skipped:
+            return False
         self._recorder.__exit__(kind, error, trace)
         return isinstance(error, Enough)
 

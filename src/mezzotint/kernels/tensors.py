@@ -81,7 +81,9 @@ def round_to(
 
     The result has the dtype of `source`, or goes into `out` of the same shape: a dtype that holds every number of
     `fmt`, or the one that stores `fmt`. `out=source` rounds in place. `overflow` is what becomes of numbers beyond the
-    largest; left out, infinity where the format has one, else NaN, else the largest. NaN stays NaN.
+    largest; left out, infinity where the format has one, else NaN, else the largest. NaN stays NaN. `out` must lie in
+    memory that can be written: torch does not tell which tensors of `from_numpy` are maps of files opened for reading,
+    and writing to one ends the process, as torch's own in-place operations do.
 
     Stochastic rounding goes up with the probability that makes the result right on average (Croci et al. 2022, doi
     10.1098/rsos.211631), exactly for formats with float32's exponents, to 2^-31 of the last place for the others. The

@@ -60,7 +60,11 @@ class Enough(BaseException):
 
 
 class BusyError(AuditError):
-    """Another recorder is at work, and does not give way."""
+    """Another recorder is at work, and does not give way; `is_command`: that of the command `mezzotint audit`."""
+
+    def __init__(self, text: str, *, is_command: bool = False) -> None:
+        super().__init__(text)
+        self.is_command = is_command
 
 
 class Recorder:
@@ -72,6 +76,8 @@ class Recorder:
     `names` are module names to go on with; `optimizers` those that exist, which are looked for if not given. Without
     `hears_optimizers` the owner calls `before_optimizer` and `after_optimizer`: hooks cannot be added from within one.
     """
+
+    is_command = False
 
     def __init__(
         self,
@@ -118,7 +124,10 @@ class Recorder:
             if other._gives_way is not None and self._gives_way is None:
                 other._gives_way()
         if any(other._guard.fault is None for other in _active):  # one that failed to end records nothing
-            raise BusyError("a recorder is at work already; leave the outer audit before the next")
+            raise BusyError(
+                "a recorder is at work already; leave the outer audit before the next",
+                is_command=any(other.is_command for other in _active),
+            )
         require(Feature.RECORDING, AuditError)
         self._missing = notes(Feature.RECORDING)
         _stop_in_forked_children()
