@@ -56,7 +56,7 @@ def check_engine_policy(policy: Policy) -> None:
     if policy.reduce not in ("float32", policy.params):
         raise PolicyError(
             f"reduce={policy.reduce} with params={policy.params} is refused: gradients are kept in float32 or in the "
-            f"format of the weights; pass reduce=float32 or reduce={policy.params}"
+            f"format of the weights; pass {' or '.join(dict.fromkeys(('reduce=float32', f'reduce={policy.params}')))}"
         )
 
 
