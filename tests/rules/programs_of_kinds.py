@@ -1,5 +1,6 @@
 """More programs that break a rule and that do not, as in `programs_of_rules`: gradients that are missing, decisions."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -597,3 +598,91 @@ def good_mz273_softmax_by_hand() -> Step:
         return (e / e.sum(-1, keepdim=True)).float().square().mean()
 
     return trained(loss)
+
+
+# numbers read from scaled gradients
+
+
+def _grad_norm(net: nn.Module) -> Tensor:
+    return torch.stack([weight.grad.norm() for weight in net.parameters()]).norm()
+
+
+def _read(read: Callable[[nn.Module, torch.amp.GradScaler], object], *, is_unscaled: bool = False) -> Step:
+    """Return a step that reads something from its gradients before the scaler steps."""
+    net, optimizer, scaler = parts(init_scale=1024.0)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with half():
+            loss = net(data()).float().square().mean()
+        scaler.scale(loss).backward()
+        if is_unscaled:
+            scaler.unscale_(optimizer)
+        with torch.no_grad():
+            read(net, scaler)
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def bad_mz239() -> Step:
+    return _read(lambda net, _: _grad_norm(net).item())
+
+
+def bad_mz239_largest() -> Step:
+    return _read(lambda net, _: max(float(weight.grad.abs().max()) for weight in net.parameters()))
+
+
+def bad_mz239_sum_of_squares() -> Step:
+    return _read(lambda net, _: sum(weight.grad.square().sum().item() for weight in net.parameters()) ** 0.5)
+
+
+def bad_mz239_trust_ratio() -> Step:
+    return _read(lambda net, _: [float(w.grad.norm() / (w.norm() + 1e-6)) for w in net.parameters()])
+
+
+def bad_mz239_foreach() -> Step:
+    def read(net: nn.Module, _: object) -> float:
+        return float(torch.nn.utils.get_total_norm([weight.grad for weight in net.parameters()]))
+
+    return _read(read)
+
+
+def good_mz239() -> Step:
+    return _read(lambda net, _: _grad_norm(net).item(), is_unscaled=True)
+
+
+def good_mz239_divided() -> Step:
+    return _read(lambda net, scaler: float(_grad_norm(net) / scaler.get_scale()))
+
+
+def good_mz239_divided_by_the_number() -> Step:
+    return _read(lambda net, _: float(_grad_norm(net) / 1024.0))
+
+
+def good_mz239_gradients_divided() -> Step:
+    def read(net: nn.Module, _: object) -> float:
+        return float(torch.stack([(weight.grad * (1 / 1024)).norm() for weight in net.parameters()]).norm())
+
+    return _read(read)
+
+
+def good_mz239_clipped() -> Step:
+    return _read(lambda net, _: float(nn.utils.clip_grad_norm_(net.parameters(), 1.0)), is_unscaled=True)
+
+
+def good_mz239_finite() -> Step:
+    return _read(lambda net, _: bool(torch.isfinite(_grad_norm(net))))
+
+
+def good_mz239_cosine() -> Step:
+    def read(net: nn.Module, _: object) -> float:
+        a, b = (weight.grad.flatten()[:4] for weight in list(net.parameters())[:2])
+        return float((a * b).sum() / (a.norm() * b.norm()))
+
+    return _read(read)
+
+
+def good_mz239_weights() -> Step:
+    return _read(lambda net, _: [float(weight.norm()) for weight in net.parameters()])

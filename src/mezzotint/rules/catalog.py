@@ -5,14 +5,36 @@ from typing import Any
 from mezzotint.errors import ConfigError
 from mezzotint.rules import setup
 from mezzotint.rules.rule import Rule
-from mezzotint.rules.trace import dtype_flow, missing, policy, ranges, refusals, regions, rounding, scaling, weights
+from mezzotint.rules.trace import (
+    dtype_flow,
+    missing,
+    policy,
+    ranges,
+    refusals,
+    regions,
+    rounding,
+    scaled_numbers,
+    scaling,
+    weights,
+)
 from mezzotint.rules.trace.view import TraceView
 
 TRACE_RULES: tuple[Rule[TraceView], ...] = tuple(
     sorted(
         (
             rule
-            for family in (dtype_flow, ranges, scaling, weights, regions, refusals, policy, missing, rounding)
+            for family in (
+                dtype_flow,
+                ranges,
+                scaling,
+                weights,
+                regions,
+                refusals,
+                policy,
+                missing,
+                rounding,
+                scaled_numbers,
+            )
             for rule in family.RULES
         ),
         key=lambda rule: rule.code,

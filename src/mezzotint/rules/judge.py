@@ -9,6 +9,8 @@ from mezzotint.errors import MezzotintError
 from mezzotint.findings import Finding, Severity
 from mezzotint.policy.policy import Policy
 from mezzotint.rules.catalog import TRACE_RULES
+from mezzotint.rules.trace.ranges import BORN_IN_FLOAT32
+from mezzotint.rules.trace.rounding import CANCELLATION
 from mezzotint.rules.trace.view import TraceView, is_product
 from mezzotint.trace.record import FLOATING, MASTER_MARK, Phase, Trace
 
@@ -38,7 +40,7 @@ def judge(trace: Trace, policy: Policy | str | None = None) -> Judgement:
     used = declared if declared is not None else infer_policy(trace)
     view = TraceView(trace, used, is_declared=declared is not None)
     findings = [finding for rule in TRACE_RULES for finding in rule.check(view)]
-    findings = _merged(findings)
+    findings = _merged(_without_doubts(findings))
     findings.sort(key=lambda one: (_ORDER[one.severity], one.code, one.path or "", one.line or 0))
     return Judgement(
         findings=tuple(findings),
@@ -46,6 +48,12 @@ def judge(trace: Trace, policy: Policy | str | None = None) -> Judgement:
         is_declared=declared is not None,
         verdict=_verdict(trace, findings),
     )
+
+
+def _without_doubts(findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings without the notes on NaN and infinity at a difference that is known to be mostly rounding."""
+    explained = {(one.path, one.line) for one in findings if one.code == CANCELLATION.code}
+    return [one for one in findings if one.code != BORN_IN_FLOAT32.code or (one.path, one.line) not in explained]
 
 
 def _merged(findings: Sequence[Finding]) -> list[Finding]:
