@@ -164,7 +164,7 @@ def _hint(error: BaseException | None) -> str:
     return f"; {found}" if found else ""
 
 
-def _is_about_compilers(error: Exception) -> bool:
+def _is_about_compilers(error: BaseException) -> bool:
     """Whether a script looked for CUDA's compiler and did not find it."""
     if isinstance(error, subprocess.CalledProcessError):
         words = [error.cmd] if isinstance(error.cmd, str) else [str(word) for word in error.cmd or ()]
