@@ -15,6 +15,7 @@ from made_runs import ABSOLUTE, ACCURACY, CONTROL, LOSS, TREATMENT, changed, cur
 from mezzotint.parity.design import DISTANCE, Better, Metric
 from mezzotint.parity.result import ArmResult, Proof, Run, RunStatus, Verdict
 from mezzotint.parity.verdict import is_decided, judge
+from mezzotint.report.proof_words import phrase
 
 CONTROLS = [2.50, 2.61, 2.43, 2.55, 2.47]
 
@@ -56,7 +57,18 @@ class TestMetrics:
         assert "beyond the margin" in beyond.reasons[0]
         between = with_shares([0.003, 0.006, 0.0055, 0.004, 0.005])
         assert between.verdict is Verdict.WORSE
-        assert "not shown to be within the margin" in between.reasons[0]
+        assert "not shown to be within the margin of 0.5% or beyond it" in between.reasons[0]
+        assert not between.metrics[0].is_beyond
+        assert beyond.metrics[0].is_beyond
+
+    def test_an_interval_that_begins_beside_0_shows_that_it_does_not_hold_it(self) -> None:
+        found = with_shares([0.004702, 0.00785, 0.010998])
+        assert 0 < found.metrics[0].wide.low < 0.005 < found.metrics[0].wide.high
+        assert found.verdict is Verdict.WORSE
+        assert " 0.00%" not in found.reasons[0]
+        assert phrase(found, "float32").endswith("is worse than float32, perhaps by less than the margin")
+        far = with_shares([0.02, 0.021, 0.019, 0.02, 0.022])
+        assert phrase(far, "float32").endswith("is worse than float32")
 
     def test_better_for_either_direction(self) -> None:
         assert with_shares([-0.02, -0.021, -0.019]).verdict is Verdict.BETTER

@@ -130,10 +130,8 @@ def _reason(metric: Metric, decision: Decision) -> str:
     # an undecided difference is shown with the interval that holds 0; the narrower one may not
     read = decision.interval if decision.verdict is Verdict.EQUIVALENT else decision.wide
     margin = spell_margin(metric.margin, is_relative=metric.is_relative)
-    text = (
-        f"{_amount(metric, read.mean)} ({100 * read.level:.3g}% interval "
-        f"{_amount(metric, read.low)} to {_amount(metric, read.high)})"
-    )
+    low, high = (_bound(metric, value, is_apart=is_apart(read)) for value in (read.low, read.high))
+    text = f"{_amount(metric, read.mean)} ({100 * read.level:.3g}% interval {low} to {high})"
     match decision.verdict:
         case Verdict.EQUIVALENT:
             return f"{text}, within the margin of {margin}"
@@ -142,7 +140,15 @@ def _reason(metric: Metric, decision: Decision) -> str:
         case _ if decision.is_beyond:
             return f"{text}, beyond the margin of {margin}"
         case _:
-            return f"{text}, apart from 0 and not shown to be within the margin of {margin}"
+            return f"{text}, apart from 0, and not shown to be within the margin of {margin} or beyond it"
+
+
+def _bound(metric: Metric, value: float, *, is_apart: bool) -> str:
+    """Return an end of an interval; one near 0 keeps a digit where the interval does not contain 0."""
+    spelled = _amount(metric, value)
+    if not is_apart or not value or any(digit in spelled for digit in "123456789"):
+        return spelled
+    return f"{100 * value:+.1g}%" if metric.is_relative else f"{value:+.1g}"
 
 
 def _amount(metric: Metric, value: float) -> str:

@@ -104,6 +104,11 @@ class MetricResult:
     reason: str
     seeds_needed: int | None = None
 
+    @property
+    def is_beyond(self) -> bool:
+        """Whether the difference is shown to be larger than the margin."""
+        return self.wide is not None and (self.wide.low >= self.margin or self.wide.high <= -self.margin)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:

@@ -49,8 +49,16 @@ def name_words(name: str) -> str:
 
 
 def phrase(result: ArmResult, control: str) -> str:
-    """Return the verdict in a few words, such as `bf16-mixed is equivalent to float32`."""
-    return _PHRASES[result.verdict].format(arm=result.arm, control=control)
+    """Return the verdict in a few words, such as `bf16-mixed is equivalent to float32`.
+
+    Worse and better say no more than was shown: a difference apart from 0 may still be less than the margin.
+    """
+    words = _PHRASES[result.verdict].format(arm=result.arm, control=control)
+    shown = [
+        one for one in result.metrics if one.verdict is result.verdict and one.reason in result.reasons and one.wide
+    ]
+    is_small = result.verdict in (Verdict.WORSE, Verdict.BETTER) and shown and not any(one.is_beyond for one in shown)
+    return f"{words}, perhaps by less than the margin" if is_small else words
 
 
 def headline(proof: Proof) -> str:
