@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -191,3 +193,28 @@ def test_the_shared_cache_is_private(tmp_path: Path):
     (tmp_path / "link").symlink_to(folder)
     with pytest.raises(OSError, match=r"another user|exists"):
         _private(tmp_path / "link")
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from mezzotint.cli.main import main
+for line in ("doctor", "train tiny-1m", "audit x.py", "plan x.py", "prove x.py:f", "bench", "demo", "policy"):
+    sys.argv = ["mezzotint", *line.split()]
+    try:
+        main()
+    except SystemExit as error:
+        print(error.code)
+"""
+
+
+def test_without_torch_each_command_says_so(tmp_path: Path):
+    (tmp_path / "x.py").write_text("def f(): pass")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["2"] * 8, done.stderr
+    assert (
+        done.stderr.splitlines()
+        == ["mezzotint: error: PyTorch is not installed for this Python; install it: pip install torch"] * 8
+    )

@@ -72,6 +72,11 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(141)
     except BaseException as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            sys.stderr.write(
+                "mezzotint: error: PyTorch is not installed for this Python; install it: pip install torch\n"
+            )
+            _end(2)
         if not has_run_script():
             raise
         sys.stderr.write(
