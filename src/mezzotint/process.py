@@ -11,11 +11,13 @@ import ctypes
 import importlib
 import io
 import json
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -88,6 +90,19 @@ def guarded() -> Iterator[None]:
         for one, handler in handlers.items():
             if signal.getsignal(one) is not handler:
                 signal.signal(one, handler)
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Keep what libraries log and warn while we import them, which says nothing to our user, out of our output."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _refuse_endings() -> list[tuple[Any, str, Any]]:

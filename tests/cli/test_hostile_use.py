@@ -3,10 +3,12 @@
 import base64
 import hashlib
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -218,3 +220,16 @@ def test_without_torch_each_command_says_so(tmp_path: Path):
         done.stderr.splitlines()
         == ["mezzotint: error: PyTorch is not installed for this Python; install it: pip install torch"] * 8
     )
+
+
+def test_what_libraries_say_while_they_are_imported_is_kept_out(capfd, recwarn):
+    from mezzotint.process import quiet_imports
+
+    logger = logging.getLogger("some.library")
+    with quiet_imports():
+        logger.warning("an Enum subclass")
+        warnings.warn("an Enum subclass", stacklevel=1)
+    assert not recwarn
+    assert "Enum" not in capfd.readouterr().err
+    logger.warning("afterwards")
+    assert logger.isEnabledFor(logging.WARNING)

@@ -20,6 +20,7 @@ from mezzotint.formats.inputs import InputRounding, ScaleGroup
 from mezzotint.hardware.probe import probe
 from mezzotint.hardware.support import DeviceFacts, Support, format_support
 from mezzotint.lowprec.rounded_linear import RoundedLinear, round_products
+from mezzotint.process import quiet_imports
 
 MULTIPLE = 16  # of both sizes: what torch._scaled_mm takes
 _RECIPES = {
@@ -120,7 +121,8 @@ def _is_emulated(how: InputRounding, facts: DeviceFacts) -> tuple[bool, str]:
 
 
 def _convert_by_torchao(modules: Mapping[str, nn.Module], chosen: set[int], how: InputRounding) -> None:
-    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    with quiet_imports():
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     # its rows have scales that are powers of two, which this policy does not ask for
     recipe: Any = Float8LinearConfig.from_recipe_name(_RECIPES[how.scale, how.gradients])

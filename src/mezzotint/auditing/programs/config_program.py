@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mezzotint.errors import PlanError, shortened
 from mezzotint.files import read_regular
+from mezzotint.process import quiet_imports
 
 _HEADS = (
     "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModelForImageClassification",
@@ -45,7 +46,8 @@ def read_config(path: Path) -> Any:
     Raises PlanError where the file is no config of a model that the installed transformers knows.
     """
     try:
-        import transformers
+        with quiet_imports():
+            import transformers
     except ImportError:
         raise PlanError("--from-config needs transformers; install it: pip install transformers") from None
     try:
@@ -102,13 +104,15 @@ def _model_class(config: Any, path: Path) -> Any:
     import transformers
 
     for name in config.architectures or ():
-        found = getattr(transformers, name, None)
+        with quiet_imports():  # transformers imports the model's module now
+            found = getattr(transformers, name, None)
         if found is not None and ("For" in name or name.endswith(("LMHeadModel", "CLIPModel"))):
             return found
     for head in _HEADS:
         mapping = getattr(transformers, head)._model_mapping
         if type(config) in mapping:
-            return mapping[type(config)]
+            with quiet_imports():
+                return mapping[type(config)]
     raise PlanError(f"{path}: a {config.model_type} model has no head with a loss; write a script and plan that")
 
 
