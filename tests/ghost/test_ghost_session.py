@@ -284,7 +284,7 @@ def test_streams_events_seeds_and_devices() -> None:
 def test_what_cannot_be_done_is_refused() -> None:
     with pytest.raises(PlanError, match="did you mean H100"):
         ghost_gpu("H1000")
-    with pytest.raises(GhostError, match="no CUDA card"):
+    with pytest.raises(GhostError, match="no CUDA GPU"):
         ghost_gpu("MI300X")
     with ghost_gpu("H100"):
         with pytest.raises(GhostError, match="on already"):

@@ -64,7 +64,7 @@ class Addresses:
                 if not tensor.numel():
                     return 0
                 start = self.of_storage(tensor.untyped_storage())
-                return start + int(tensor.storage_offset()) * tensor.element_size()
+                return start + int(tensor.storage_offset()) * int(tensor.element_size())
 
         patches.replace(torch.UntypedStorage, "data_ptr", of_any)
         patches.replace(FakeTensor, "data_ptr", of_tensor)
