@@ -87,9 +87,13 @@ def guarded() -> Iterator[None]:
         if folder is not None:
             with suppress(OSError):
                 os.chdir(folder)
-        for one, handler in handlers.items():
-            if signal.getsignal(one) is not handler:
-                signal.signal(one, handler)
+        changed = [one for one, handler in handlers.items() if signal.getsignal(one) is not handler]
+        if (
+            getattr(signal, "SIGALRM", None) in changed
+        ):  # a timer of the script would end the process by its signal's default
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for one in changed:
+            signal.signal(one, handlers[one])
 
 
 @contextmanager
@@ -142,7 +146,7 @@ def _refuse_endings() -> list[tuple[Any, str, Any]]:
 def _handlers() -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
-    found = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    found = {one: signal.getsignal(one) for one in signal.valid_signals()}
     return {one: handler for one, handler in found.items() if handler is not None}
 
 

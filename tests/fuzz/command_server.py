@@ -13,14 +13,6 @@ def load() -> None:
     """Load what commands need."""
     import torch
 
-    import mezzotint.auditing.planning
-    import mezzotint.auditing.script
-    import mezzotint.cli.main
-    import mezzotint.plan.plan
-    import mezzotint.proving.runner
-    import mezzotint.report.audit_text
-    import mezzotint.report.plan_text
-    import mezzotint.rules.judge
     from mezzotint.kernels.tensors import range_stats
 
     range_stats(torch.ones(1))
@@ -37,7 +29,7 @@ def serve() -> list[str]:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             for number, name in ((1, "out"), (2, "err")):
                 os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT), number)
-            sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115, PTH123
+            sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
             sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
             return request["arguments"]
         print(child, flush=True)

@@ -204,7 +204,7 @@ def check_update(engine: Any, *, is_written: bool) -> bool:
     return True
 
 
-@examples(60)
+@examples(40)
 @given(programs())
 def test_no_update_ruins_weights_in_silence(program: Program) -> None:
     with warnings.catch_warnings():
@@ -235,7 +235,7 @@ def test_no_update_ruins_weights_in_silence(program: Program) -> None:
                 return
 
 
-@examples(20)
+@examples(10)
 @given(programs(), st.sampled_from(["float32", "bf16-mixed"]))
 def test_an_undisturbed_program_equals_the_plain_loop(program: Program, policy: str) -> None:
     def trained(*, is_engine: bool) -> tuple[list[float], list[Tensor]]:

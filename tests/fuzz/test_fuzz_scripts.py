@@ -16,7 +16,7 @@ from hostile import Ended, empty_folder, examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-# statements that may stand at the top of a script, before, between or after its steps
+# statements that may stand before, between or after a script's steps; plain Python survives each of them, or ends
 HOSTILE = {
     "close stdout": "sys.stdout.close()",
     "close both": "sys.stdout.close(); sys.stderr.close()",
@@ -38,7 +38,6 @@ HOSTILE = {
     "error without a text": "raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})()",
     "deep recursion": "exec('def f(): f()\\nf()')",
     "clear modules": "sys.modules.clear()",
-    "drop torch": "[sys.modules.pop(name) for name in list(sys.modules) if name.startswith('torch')]",
     "drop mezzotint": "[sys.modules.pop(name) for name in list(sys.modules) if name.startswith('mezzotint')]",
     "chdir": "os.chdir('/')",
     "leave a deleted folder": "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')",
@@ -83,6 +82,10 @@ def train():
     optimizer.zero_grad()
 def make_step():
     return train
+def make_run(seed, policy):
+    while True:
+        train()
+        yield 1.0
 """
 LONGEST = 60.0  # seconds; what hangs for longer is a fault
 COMMANDS = (
@@ -91,8 +94,8 @@ COMMANDS = (
     ("audit", "--no-report", "script.py:make_step"),
     ("plan", "--no-report", "--policy", "bf16", "script.py"),
     ("plan", "--no-report", "--json", "--policy", "bf16", "script.py"),
-    ("prove", "--seeds", "2", "--steps", "2", "--out", "proof", "script.py:make_step"),
-    ("prove", "--json", "--seeds", "2", "--steps", "2", "--out", "proof", "script.py:make_step"),
+    ("prove", "--seeds", "2", "--steps", "2", "--out", "proof", "script.py:make_run"),
+    ("prove", "--json", "--seeds", "2", "--steps", "2", "--out", "proof", "script.py:make_run"),
 )
 
 
@@ -141,7 +144,7 @@ def ended(folder: Path, arguments: tuple[str, ...]) -> Ended:
     return Ended(os.waitstatus_to_exitcode(status), *texts)
 
 
-@examples(6)
+@examples(3)
 @given(scripts(), st.sampled_from(COMMANDS))
 def test_no_script_ends_a_command_without_a_verdict(script: str, arguments: tuple[str, ...]) -> None:
     with empty_folder() as folder:
@@ -156,9 +159,9 @@ def test_no_script_ends_a_command_without_a_verdict(script: str, arguments: tupl
     last = [part for part in found.err.split("Traceback (most recent call last)")[1:] if place in part]
     assert not last, f"our own traceback: {told}"
     if found.code == 2:
-        assert found.err.strip(), told
+        assert found.err.strip() or "--json" in arguments, told
     if found.code == 0:
-        words = {"audit": "nothing", "plan": "H100", "prove": "equivalent"}[arguments[0]]
-        assert words in found.out, told
-    if "--json" in arguments and found.code in (0, 1, 3):
+        words = {"audit": ["nothing wrong"], "plan": ["H100"], "prove": ["equivalent", "identical", "better"]}
+        assert any(one in found.out for one in words[arguments[0]]), told
+    if "--json" in arguments and (found.code in (0, 1, 3) or not found.err.strip()):
         assert json.loads(found.out)["schema"] == f"mezzotint.{arguments[0]}/1", told

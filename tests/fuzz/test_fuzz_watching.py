@@ -264,7 +264,7 @@ def same(one: object, other: object) -> bool:
     return one is other
 
 
-@examples(30)
+@examples(12)
 @given(programs(), watchers())
 def test_a_watched_program_computes_the_same(program: Program, watchers: list[Watcher]) -> None:
     logging.getLogger("mezzotint").setLevel(logging.CRITICAL)

@@ -1,9 +1,12 @@
 """The `mezzotint` command: registers one file per command, and turns errors into one sentence and exit code 2."""
 
 import sys
-from typing import Annotated, NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from mezzotint.cli.audit import audit
 from mezzotint.cli.bench import bench
@@ -16,12 +19,38 @@ from mezzotint.cli.policy import policy
 from mezzotint.cli.prove import ProveCommand, prove
 from mezzotint.cli.rules import rules
 from mezzotint.cli.train import train
-from mezzotint.errors import MezzotintError, described
+from mezzotint.errors import MezzotintError, described, shortened
 from mezzotint.process import has_run_script
 from mezzotint.version import package_version
 
+
+class Commands(TyperGroup):
+    """The commands; typer's own errors, which repeat what was typed, are shortened as ours are."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the options before the command."""
+        with _short_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the options of the command, and run it."""
+        with _short_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _short_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and isinstance(message := getattr(error, "message", None), str):
+            error.message = shortened(message)  # type: ignore[attr-defined]
+        raise
+
+
 app = typer.Typer(
     name="mezzotint",
+    cls=Commands,
     help="Mixed precision training for PyTorch that you can trust.",
     no_args_is_help=True,
     add_completion=False,
@@ -71,6 +100,11 @@ def main() -> None:
         # the reader (head, less) has gone: stop quietly, and keep the interpreter from flushing into the closed pipe
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"mezzotint: error: {shortened(error.filename)} cannot be used: {error.strerror}\n")
+        _end(2)
     except BaseException as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "torch":
             sys.stderr.write(

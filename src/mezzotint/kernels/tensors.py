@@ -138,9 +138,17 @@ def _writable(out: Tensor) -> Tensor:
 
 
 def _check_places(out: Tensor) -> None:
-    """Refuse an expanded tensor, whose numbers share their places; raise FormatError."""
-    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
-        raise FormatError("out must have a place for each number, got an expanded tensor; pass out.contiguous()")
+    """Refuse a tensor whose numbers share places in memory, as an expanded one's do; raise FormatError."""
+    if torch.compiler.is_compiling() or out.layout is not torch.strided or out.numel() < 2:
+        return
+    reach = 0  # the farthest place of the axes with smaller strides
+    for stride, size in sorted((step, size) for size, step in zip(out.shape, out.stride(), strict=True) if size > 1):
+        if stride <= reach:
+            raise FormatError(
+                f"out must have a place in memory for each number, got strides {out.stride()} for shape "
+                f"{tuple(out.shape)}; pass out.contiguous()"
+            )
+        reach += stride * (size - 1)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from mezzotint.patches import Patches
-from mezzotint.process import exit_now, guarded
+from mezzotint.process import HardExit, exit_now, guarded
 from mezzotint.torch_internals.registry import Feature, Internal, declare
 
 _RUN_THREAD = "_bootstrap_inner"
@@ -43,6 +43,9 @@ def end_after_script(code: int) -> NoReturn:
     tensors) abort a process when they ask for a lock of an interpreter that is going away:
     https://github.com/pytorch/pytorch/issues/190489.
     """
+    report = sys.unraisablehook
+    # the interpreter would print how an exit function that calls os._exit was stopped
+    sys.unraisablehook = lambda found: None if isinstance(found.exc_value, HardExit) else report(found)
     with suppress(BaseException), guarded():
         run_exit_functions()
     for stream in (sys.stdout, sys.stderr):

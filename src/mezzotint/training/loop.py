@@ -61,6 +61,9 @@ def _run(
         num_damaged = writer.truncate_after(trainer.num_updates)
         if num_damaged:
             reporter.note(f"warning: {run.metrics_path}: {num_damaged} damaged lines are left out")
+        num_missing = trainer.num_updates - len(read_metrics(run.metrics_path)) - num_damaged
+        if num_missing > 0:
+            reporter.note(f"warning: {run.metrics_path}: the lines of {num_missing} earlier steps are missing")
     stopwatch = Stopwatch()
     every = trainer.config.train
     loss, validation = _last_figures(run) if resume else (math.nan, None)
