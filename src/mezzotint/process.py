@@ -28,7 +28,7 @@ exit_now = os._exit  # ends the process, also where a script runs
 _RESTORED: tuple[ModuleType, ...] = (builtins, os, time, json)
 _ENDINGS = ("_exit", "execv", "execve")
 _C_ENDINGS = frozenset(("_exit", "_Exit", "exit", "quick_exit", "Py_Exit"))
-_scripts: set[int] = set()  # the processes that have run scripts
+_scripts: dict[int, int] = {}  # how many scripts a process has run, by process; a forked one begins at 0
 _known: list[dict[str, ModuleType]] = []  # the modules from before the script, of each guard that is open
 
 
@@ -46,15 +46,20 @@ def exit_call(error: SystemExit) -> str:
     return f"{call}({str(error.code)[:200]})"
 
 
-def has_run_script() -> bool:
-    """Return whether this process has run somebody's script."""
-    return os.getpid() in _scripts
+def num_scripts() -> int:
+    """Return how many times this process has entered somebody's script."""
+    return _scripts.get(os.getpid(), 0)
+
+
+def has_run_script(since: int = 0) -> bool:
+    """Return whether this process has run somebody's script since `num_scripts()` was `since`."""
+    return num_scripts() > since
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
     """Run a script: it cannot end the process silently, and what it changed of the process is restored."""
-    _scripts.add(os.getpid())
+    _scripts[os.getpid()] = num_scripts() + 1
     modules = sys.modules
     _known.append(_known[0] if _known else dict(modules))  # those that a script loads are its own
     namespaces = [(module, dict(vars(module))) for module in _RESTORED]

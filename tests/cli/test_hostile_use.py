@@ -81,8 +81,6 @@ BEFORE_A_STEP = (
     "raise SystemExit('words')",
     "raise SystemExit(False)",
     "raise SystemExit(True)",
-    "import sys; sys.modules.clear()",
-    "import sys; sys.modules = {}",
     "import builtins; del builtins.print, builtins.open, builtins.isinstance",
     "def f(): f()\nf()",
     "import sys; sys.stdout = sys.stderr = None",
@@ -108,7 +106,7 @@ def test_no_script_ends_a_command_without_a_verdict(command: str, text: str, tmp
 
 
 @pytest.mark.parametrize("text", [
-    "sys.modules.clear()", "sys.stdout = None", "os.chdir('/')", "time.perf_counter = None", "json.dumps = None",
+    "sys.stdout = None", "os.chdir('/')", "time.perf_counter = None", "json.dumps = None",
     "builtins.open = None", "sys.setrecursionlimit(150)", "sys.excepthook = None", "sys.argv = []",
 ])  # fmt: skip
 def test_a_verdict_survives_what_a_script_changes(text: str, tmp_path: Path, monkeypatch):
@@ -147,7 +145,7 @@ def test_no_script_ends_a_proof_without_a_verdict(ending: str, place: str, tmp_p
     assert f"the script called {ENDINGS[ending]}" in str(result.exception)
 
 
-@pytest.mark.parametrize("text", ["os.close(1)", "sys.stdout = None", "sys.stdout.detach()", "sys.modules.clear()"])
+@pytest.mark.parametrize("text", ["os.close(1)", "sys.stdout = None", "sys.stdout.detach()"])
 def test_a_proof_survives_what_a_script_changes(text: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("train.py").write_text(HOSTILE_RUN.format(at_import=text, in_a_step="pass"))

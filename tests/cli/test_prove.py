@@ -103,7 +103,7 @@ def test_resume_goes_on_with_the_design_and_nothing_else(
     assert again.exit_code == first.exit_code
     assert "seed 2/3 ended" in again.stderr
     assert "seed 1/3" not in again.stderr
-    assert "--seeds and --out cannot be given with it" in refused(
+    assert "--seeds and --out would have no effect with --resume" in refused(
         monkeypatch, capsys, "--resume", "out", "--seeds", "4", "--out", "x"
     )
     assert "it does not exist; pass a folder" in refused(monkeypatch, capsys, "--resume", "nowhere")

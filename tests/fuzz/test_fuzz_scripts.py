@@ -12,6 +12,7 @@ import threading
 from functools import cache
 from pathlib import Path
 
+import pytest
 from hostile import Ended, empty_folder, examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -147,6 +148,19 @@ def ended(folder: Path, arguments: tuple[str, ...]) -> Ended:
 @examples(3)
 @given(scripts(), st.sampled_from(COMMANDS))
 def test_no_script_ends_a_command_without_a_verdict(script: str, arguments: tuple[str, ...]) -> None:
+    check_ending(script, arguments)
+
+
+# here, because a process that has run one has two copies of many modules
+@pytest.mark.parametrize("statement", ["sys.modules.clear()", "sys.modules = {}"])
+@pytest.mark.parametrize("arguments", [COMMANDS[0], COMMANDS[3], COMMANDS[5]], ids=lambda words: words[0])
+def test_lost_modules(statement: str, arguments: tuple[str, ...]) -> None:
+    found = check_ending(HEAD + f"train()\ntrain()\nimport sys; {statement}\n", arguments)
+    assert found.code in (0, 1, 2, 3)
+
+
+def check_ending(script: str, arguments: tuple[str, ...]) -> Ended:
+    """Run a command on a script, and check that it says its verdict, or why there is none."""
     with empty_folder() as folder:
         (folder / "script.py").write_text(script, encoding="utf-8")
         found = ended(folder, arguments)
@@ -154,7 +168,7 @@ def test_no_script_ends_a_command_without_a_verdict(script: str, arguments: tupl
     if found.code not in (0, 1, 2, 3):
         # a script may end itself by a signal, or interrupt the command; never quietly
         assert found.code in (130, 143, -signal.SIGTERM, -signal.SIGINT, -signal.SIGALRM), told
-        return
+        return found
     place = str(Path(sys.modules["mezzotint"].__file__ or "").parent)
     last = [part for part in found.err.split("Traceback (most recent call last)")[1:] if place in part]
     assert not last, f"our own traceback: {told}"
@@ -165,3 +179,4 @@ def test_no_script_ends_a_command_without_a_verdict(script: str, arguments: tupl
         assert any(one in found.out for one in words[arguments[0]]), told
     if "--json" in arguments and (found.code in (0, 1, 3) or not found.err.strip()):
         assert json.loads(found.out)["schema"] == f"mezzotint.{arguments[0]}/1", told
+    return found

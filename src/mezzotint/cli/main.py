@@ -20,7 +20,7 @@ from mezzotint.cli.prove import ProveCommand, prove
 from mezzotint.cli.rules import rules
 from mezzotint.cli.train import train
 from mezzotint.errors import MezzotintError, described, shortened
-from mezzotint.process import has_run_script
+from mezzotint.process import has_run_script, num_scripts
 from mezzotint.version import package_version
 
 
@@ -89,13 +89,14 @@ def _root(
 
 def main() -> None:
     """Run the command line; the entry point of the `mezzotint` script."""
+    before = num_scripts()
     try:
         app()
     except SystemExit as error:
-        _end(error.code if isinstance(error.code, int) else 2)
+        _end(error.code if isinstance(error.code, int) else 2, before)
     except MezzotintError as error:
         sys.stderr.write(f"mezzotint: error: {error}\n")
-        _end(2)
+        _end(2, before)
     except BrokenPipeError:
         # the reader (head, less) has gone: stop quietly, and keep the interpreter from flushing into the closed pipe
         sys.stderr.close()
@@ -104,24 +105,24 @@ def main() -> None:
         if error.filename is None:
             raise
         sys.stderr.write(f"mezzotint: error: {shortened(error.filename)} cannot be used: {error.strerror}\n")
-        _end(2)
+        _end(2, before)
     except BaseException as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "torch":
             sys.stderr.write(
                 "mezzotint: error: PyTorch is not installed for this Python; install it: pip install torch\n"
             )
-            _end(2)
-        if not has_run_script():
+            _end(2, before)
+        if not has_run_script(before):
             raise
         sys.stderr.write(
             f"mezzotint: error: the command could not go on after the script: {described(error)[:300]}; nothing is "
             "said of it\n"
         )
-        _end(2)
+        _end(2, before)
 
 
-def _end(code: int) -> NoReturn:
-    if not has_run_script():
+def _end(code: int, before: int) -> NoReturn:
+    if not has_run_script(before):
         sys.exit(code)
     from mezzotint.torch_internals.python import end_after_script
 
