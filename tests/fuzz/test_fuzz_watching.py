@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from hostile import examples
@@ -267,8 +268,8 @@ def same(one: object, other: object) -> bool:
 @examples(12)
 @given(programs(), watchers())
 def test_a_watched_program_computes_the_same(program: Program, watchers: list[Watcher]) -> None:
-    logging.getLogger("mezzotint").setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
+    logger = logging.getLogger("mezzotint")
+    with warnings.catch_warnings(), mock.patch.object(logger, "disabled", new=True):
         warnings.simplefilter("ignore")
         alone = trained(program, [])
         watched = trained(program, watchers)

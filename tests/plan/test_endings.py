@@ -56,10 +56,14 @@ def test_nothing_to_plan(tmp_path: Path, text: str, message: str, monkeypatch: p
 
 
 def test_what_torch_says_of_a_missing_driver_is_asked_of_torch(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError) as raised:
+    try:
         torch.device(0)
+    except RuntimeError as error:
+        text = str(error)
+    else:
+        pytest.skip(f"torch {torch.__version__} gives a device for an index where there is no driver")
     with pytest.raises(PlanError, match=r"a ghost GPU has none"):
-        plan_of(tmp_path, f"raise RuntimeError({str(raised.value)!r})\n")
+        plan_of(tmp_path, f"raise RuntimeError({text!r})\n")
 
 
 @pytest.mark.parametrize("folder", ["torch", "mezzotint", "plain"])
