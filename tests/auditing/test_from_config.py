@@ -77,3 +77,11 @@ def test_refused(tmp_path: Path, body: object, said: str):
 def test_no_file(tmp_path: Path):
     with pytest.raises(PlanError, match="no Hugging Face config"):
         config_target(tmp_path / "config.json", batch=1, length=None, is_checkpointed=False)
+
+
+@pytest.mark.parametrize("named", [True, [{}], "GPT2LMHeadModel", 3])
+def test_architectures_of_another_type_are_refused(named: object, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIGS["gpt2"] | {"architectures": named}))
+    with pytest.raises(PlanError, match="architectures"):
+        config_target(path, batch=1, length=8, is_checkpointed=False)

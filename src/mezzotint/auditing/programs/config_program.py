@@ -103,7 +103,10 @@ def _model_class(config: Any, path: Path) -> Any:
     """Return the class to train: the one that the config names if it has a loss, else the usual head of its family."""
     import transformers
 
-    for name in config.architectures or ():
+    named = config.architectures or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise PlanError(f"{path}: architectures must be a list of class names, got {shortened(named)}")
+    for name in named:
         with quiet_imports():  # transformers imports the model's module now
             found = getattr(transformers, name, None)
         if found is not None and ("For" in name or name.endswith(("LMHeadModel", "CLIPModel"))):
