@@ -103,7 +103,8 @@ def _model_class(config: Any, path: Path) -> Any:
     """Return the class to train: the one that the config names if it has a loss, else the usual head of its family."""
     import transformers
 
-    for name in config.architectures or ():
+    architectures = config.architectures if isinstance(config.architectures, list) else []
+    for name in (name for name in architectures if isinstance(name, str)):
         with quiet_imports():  # transformers imports the model's module now
             found = getattr(transformers, name, None)
         if found is not None and ("For" in name or name.endswith(("LMHeadModel", "CLIPModel"))):
