@@ -171,7 +171,7 @@ def unstepped(before: dict[str, Tensor], is_written: bool) -> list[tuple[str, Te
 def weight_of(name: str, engine: Any) -> str:
     """Return the name of the weight that a stepped tensor is, or is a copy of."""
     weights = [f"weight {one}" for one, _ in engine.models["model"].named_parameters()]
-    return weights[int(name.split()[-1])] if name.startswith("stepped") else name
+    return weights[int(name.rsplit(maxsplit=1)[-1])] if name.startswith("stepped") else name
 
 
 def check_update(engine: Any, *, is_written: bool) -> bool:
