@@ -68,12 +68,24 @@ def fuzz(label: str, test: Any, seconds: float) -> dict[str, Any]:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            notes = "\n".join(getattr(error, "__notes__", ()))
-            failures.append(f"seed {number}\n{traceback.format_exc()[-4000:]}{notes}")
+            failures.append(f"seed {number}\n{told(error)}")
             print(f"FAILED {label}, {failures[-1]}", flush=True)
     taken = time.monotonic() - start
     print(f"{count[0]:8} examples {taken:7.1f} s {len(failures):2} failures  {label}", flush=True)
     return {"target": label, "examples": count[0], "seconds": round(taken, 1), "failures": failures}
+
+
+def told(error: BaseException) -> str:
+    """Return where an error came from, what it says and the input that made it."""
+    errors = error.exceptions if isinstance(error, BaseExceptionGroup) else [error]
+    parts = []
+    for one in errors:
+        parts += traceback.format_tb(one.__traceback__)[-5:]
+        parts += [
+            f"{type(one).__name__}: {str(one)[:2000]}\n",
+            *(note[:4000] for note in getattr(one, "__notes__", ())),
+        ]
+    return "".join(parts)
 
 
 def facts() -> dict[str, Any]:

@@ -104,14 +104,18 @@ def load_snapshot(path: Path) -> Snapshot:
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         raise PolicyError(f"{path} is no snapshot of autocast's rules (schema {SCHEMA}); write one with --save")
     try:
+        if not isinstance(body["torch"], str) or body["dtype"] not in ("bfloat16", "float16"):
+            raise ValueError("torch must be a version, dtype bfloat16 or float16")
         return Snapshot(
-            torch=body["torch"],
+            torch=shortened(body["torch"], 40),
             dtype=body["dtype"],
             rules={device: {name: Rule(rule) for name, rule in body["rules"][device].items()} for device in DEVICES},
             parts={device: dict(body["parts"][device]) for device in DEVICES},
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise PolicyError(f"{path} is a damaged snapshot of autocast's rules ({error}); write it again") from None
+        raise PolicyError(
+            f"{shortened(path)} is a damaged snapshot of autocast's rules ({shortened(error)}); write it again"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
