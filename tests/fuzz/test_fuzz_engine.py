@@ -168,10 +168,10 @@ def unstepped(before: dict[str, Tensor], is_written: bool) -> list[tuple[str, Te
     return [pair for pair in before.items() if not (is_written and pair[0].startswith("stepped"))]
 
 
-def written_by_user(name: str, before: dict[str, Tensor]) -> str:
-    """Return the name of the weight that a stepped tensor is a copy of."""
-    weights = [one for one in before if one.startswith("weight")]
-    return weights[int(name.rsplit(maxsplit=1)[-1])] if name.startswith("stepped") else name
+def weight_of(name: str, engine: Any) -> str:
+    """Return the name of the weight that a stepped tensor is, or is a copy of."""
+    weights = [f"weight {one}" for one, _ in engine.models["model"].named_parameters()]
+    return weights[int(name.split()[-1])] if name.startswith("stepped") else name
 
 
 def check_update(engine: Any, *, is_written: bool) -> bool:
@@ -204,7 +204,7 @@ def check_update(engine: Any, *, is_written: bool) -> bool:
             good = tensor.isfinite()
             if not name.startswith("state") and name in before:
                 # ruined by the user, before the update; float32 copies follow the weights
-                good |= ~before[name].isfinite() | ~before[written_by_user(name, before)].isfinite()
+                good |= ~before[name].isfinite() | ~before[weight_of(name, engine)].isfinite()
             assert bool(good.all()), f"{name} is not finite after an update that says it stepped"
     moved = [name for name, tensor in after.items() if name not in before or not same(before[name], tensor)]
     assert moved or result.grad_norm == 0, "update() says it stepped, and nothing changed"
