@@ -11,6 +11,7 @@ for bit, with one that was never stopped. Where a run ends sooner, another one b
 """
 
 import argparse
+import atexit
 import contextlib
 import datetime
 import importlib
@@ -151,6 +152,7 @@ def live(arguments: list[str], log: Path, killed_after: float | None) -> Life:
 
 def _be_command(arguments: list[str], log: Path, shared: Shared) -> None:
     """Become a command of mezzotint, and end with its exit code."""
+    atexit._clear()  # a command that ran a script calls exit functions: the parent's would delete its folders
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)

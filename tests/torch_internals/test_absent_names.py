@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
 
 import mezzotint as mz
 from mezzotint.auditing.sensitivity import Probe
@@ -334,3 +335,24 @@ def test_an_untested_torch_warns_once(version: str, is_warned: bool, monkeypatch
     texts = [str(one.message) for one in caught if one.category is registry.UntestedTorchWarning]
     assert len(texts) == is_warned
     assert all("2.13 to 2.15" in text and version in text for text in texts)
+
+
+# a torch without the name: the class that no longer gives it, and its method
+GONE = {
+    "torch.nn.Module._is_replica": (torch.nn.Module, "_replicate_for_data_parallel", None),
+    "torch.nn.Module._compiled_call_impl": (torch.nn.Module, "_compiled_call_impl", None),
+    "torch.optim.Optimizer._opt_called": (LambdaLR, "__init__", lambda *_: None),
+    "torch.optim.lr_scheduler.LRScheduler._wrapped_by_lr_sched": (LambdaLR, "__init__", lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("path", GONE)
+def test_a_check_notices_that_a_name_is_gone(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (internal,) = [one for one in INTERNALS if one.path == path]
+    assert internal.is_available()
+    owner, name, instead = GONE[path]
+    if instead is None:
+        monkeypatch.delattr(owner, name)
+    else:
+        monkeypatch.setattr(owner, name, instead)
+    assert not internal.is_available()

@@ -35,14 +35,14 @@ declare(
     Internal(
         "torch.optim.Optimizer._opt_called",
         "telling schedulers that a step was taken; without it, they warn that none was",
-        check=lambda: True,
+        check=lambda: hasattr(_a_scheduled_optimizer(), "_opt_called"),
     )
 )
 declare(
     Internal(
         "torch.optim.lr_scheduler.LRScheduler._wrapped_by_lr_sched",
         "whether a learning rate scheduler wrapped the step; otherwise optimizers step by themselves, to the same bits",
-        check=lambda: True,
+        check=lambda: hasattr(_a_scheduled_optimizer().step, "_wrapped_by_lr_sched"),
     )
 )
 _UNSCALE = "torch._amp_foreach_non_finite_check_and_unscale_"
@@ -51,6 +51,14 @@ declare(Internal(_UNSCALE, "dividing gradients by the loss scale; without it, pu
 
 def _an_optimizer() -> Optimizer:
     return torch.optim.SGD([torch.zeros(1, device="cpu", requires_grad=True)], lr=0.0)
+
+
+def _a_scheduled_optimizer() -> Optimizer:
+    """Return an optimizer that has stepped once under a learning rate scheduler."""
+    optimizer = _an_optimizer()
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _epoch: 1.0)
+    optimizer.step()
+    return optimizer
 
 
 def _has_hooks(optimizer: Any) -> bool:

@@ -72,11 +72,16 @@ def is_replica(module: nn.Module) -> bool:
     return bool(getattr(module, "_is_replica", False))
 
 
+def _marks_replicas() -> bool:
+    replicate = getattr(nn.Module, "_replicate_for_data_parallel", None)
+    return replicate is not None and is_replica(replicate(nn.Module()))
+
+
 declare(
     Internal(
         "torch.nn.Module._is_replica",
         "whether DataParallel copied a module; without it, copies get names of their own",
-        check=lambda: True,
+        check=_marks_replicas,
     )
 )
 
@@ -96,7 +101,7 @@ declare(
     Internal(
         "torch._dynamo.OptimizedModule._orig_mod",
         "the module that torch.compile wrapped",
-        check=lambda: True,
+        check=lambda: hasattr(torch.compile(nn.Identity()), "_orig_mod"),  # compiles nothing before a call
     )
 )
-declare(Internal("torch.nn.Module._compiled_call_impl", "whether Module.compile compiled a module", check=lambda: True))
+declare(Internal("torch.nn.Module._compiled_call_impl", "whether Module.compile compiled a module"))
