@@ -27,10 +27,10 @@ class DataConfig:
         if not self.source or not all(self.source):
             raise ConfigError("data.source is empty; name a file, a folder or stdlib")
         if self.tokenizer not in ("bytes", "bpe"):
-            raise ConfigError(f"data.tokenizer={shortened(repr(self.tokenizer))} is refused; pass bytes or bpe")
+            raise ConfigError(f"data.tokenizer must be bytes or bpe, got {shortened(repr(self.tokenizer))}")
         if not 257 <= self.vocab_size <= 2**20:
-            raise ConfigError(f"data.vocab_size={shortened(self.vocab_size)} is refused; pass 257 to 1048576")
+            raise ConfigError(f"data.vocab_size must be 257 to 1048576, got {shortened(self.vocab_size)}")
         if not 0 < self.validation_share < 1:
-            raise ConfigError(f"data.validation_share={self.validation_share} is refused; pass a share such as 0.05")
+            raise ConfigError(f"data.validation_share must be between 0 and 1, got {self.validation_share}; use 0.05")
         if self.max_bytes < 1:
-            raise ConfigError(f"data.max_bytes={shortened(self.max_bytes)} is refused; pass at least 1")
+            raise ConfigError(f"data.max_bytes must be at least 1, got {shortened(self.max_bytes)}")
