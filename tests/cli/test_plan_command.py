@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from mezzotint.cli.main import main
+
 SCRIPT = """
 import argparse
 import torch
@@ -73,18 +77,35 @@ def test_audit_on_a_ghost_finds_what_exists_on_cuda_only(tmp_path: Path) -> None
     assert "on a simulated A100" in done.stdout
 
 
-def test_bad_input(tmp_path: Path) -> None:
-    for arguments, message in (
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (("--gpu", "H1O0", "train.py"), "did you mean H100"),
         (("--gpu", "MI300X", "train.py"), "no CUDA card"),
         (("--policy", "int8", "train.py"), "cannot be planned"),
         (("missing.py",), "does not exist"),
         (("--out", "/nowhere/x.html", "train.py"), "cannot be written to"),
-    ):
-        done = run(tmp_path, "plan", *arguments)
-        assert done.returncode == 2, done.stdout
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+    ],
+)
+def test_bad_options(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(SCRIPT)
+    monkeypatch.setattr(sys, "argv", ["mezzotint", "plan", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_bad_scripts(tmp_path: Path) -> None:
     (tmp_path / "waits.py").write_text(
         "import torch\nx = torch.rand(8, device=0)\ny = torch.repeat_interleave(x, x.long())\n"
     )
