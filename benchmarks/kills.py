@@ -340,6 +340,7 @@ def load_what_children_load(subject: Subject, folder: Path) -> None:
         code = 1
         try:
             sys.argv = ["mezzotint", *subject.begin, "--out", str(folder / "loads")]
+            command_line.has_run_script = lambda _since=0: False  # main() would end this process before it has told
             with contextlib.suppress(SystemExit), (folder / "log").open("w") as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
